@@ -55,7 +55,13 @@ class EventBus:
         self._last_ns = 0
 
     def publish(
-        self, type: str, action: str, actor_id: str, attributes: Mapping[str, str] | None = None, *, time_ns: int | None = None
+        self,
+        type: str,
+        action: str,
+        actor_id: str,
+        attributes: Mapping[str, str] | None = None,
+        *,
+        time_ns: int | None = None,
     ) -> Event:
         """Record an event and hand it to every subscriber. ``time_ns`` is for what happened while nobody watched."""
         stamp = max(time_ns if time_ns is not None else time.time_ns(), self._last_ns + 1)
@@ -101,6 +107,12 @@ class EventBus:
     def dump(self) -> list[dict[str, object]]:
         """Return the history as plain records, for the store."""
         return [
-            {"type": e.type, "action": e.action, "id": e.actor_id, "attributes": dict(e.attributes), "ns": e.time_ns}
+            {
+                "type": e.type,
+                "action": e.action,
+                "id": e.actor_id,
+                "attributes": dict(e.attributes),
+                "ns": e.time_ns,
+            }
             for e in self._history
         ]

@@ -1,0 +1,465 @@
+"""The HTTP side of the Engine API: routing by version, parameters, errors, and the hand-over of hijacked connections.
+
+What a route does belongs to the module of its area; this one knows no area.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import pydantic
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import HttpVersion11
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
+
+from moorage_guest.errors import EngineError, InvalidParameter
+
+log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+#: Largest JSON body that is read into memory, bytes. dockerd has no limit; no real request comes near.
+MAX_JSON = 4 << 20
+
+_VERSION = re.compile(r"/v([0-9]+)\.([0-9]+)(?=/|$)")
+
+
+def version_tuple(text: str) -> tuple[int, int]:
+    """Return API version "1.44" as (1, 44)."""
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)
+
+
+_NEWEST = version_tuple(API_VERSION)
+_OLDEST = version_tuple(MIN_API_VERSION)
+
+
+class ApiRequest(web.BaseRequest):
+    """A request after routing: path parameters in `match_info`, the version the client speaks in `api_version`."""
+
+    match_info: Mapping[str, str]
+    api_version: tuple[int, int]
+    server_headers: Mapping[str, str]
+
+    @property
+    def version_http10(self) -> bool:
+        """Whether the client speaks HTTP/1.0, which knows no chunks."""
+        return self.version < HttpVersion11
+
+
+Handler = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One operation. ``path`` has parameters as ``{name}`` (one segment) or ``{name:regex}``; ``since`` hides it from older clients."""
+
+    method: str
+    path: str
+    handler: Handler
+    since: tuple[int, int] = _OLDEST
+
+    def pattern(self) -> re.Pattern[str]:
+        """Return the compiled path."""
+        parts = re.split(r"\{(\w+)(?::([^{}]+))?\}", self.path)
+        out = re.escape(parts[0])
+        for name, regex, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+            out += f"(?P<{name}>{regex or '[^/]+'})" + re.escape(literal)
+        return re.compile(out)
+
+
+class ApiServer:
+    """Serves routes on any number of listening sockets. `start` and `close` once each."""
+
+    def __init__(self, routes: Iterable[Route], *, headers: Mapping[str, str] | None = None) -> None:
+        self._routes: dict[tuple[str, str], list[tuple[re.Pattern[str], Route]]] = {}
+        self.routes = list(routes)
+        for route in self.routes:
+            self._routes.setdefault((route.method, _first_segment(route.path)), []).append((route.pattern(), route))
+        self.headers = {
+            "Api-Version": API_VERSION,
+            "Docker-Experimental": "false",
+            "Ostype": "linux",
+            "Server": f"Moorage/{ENGINE_VERSION} (linux)",
+            **(headers or {}),
+        }
+        self._server = web.Server(
+            self._handle,
+            request_factory=_make_request,
+            access_log=None,
+            tcp_keepalive=True,
+            keepalive_timeout=3600,
+        )
+        self._runner = web.ServerRunner(self._server, handle_signals=False, shutdown_timeout=0.5)
+        self._started = False
+
+    async def serve(self, listener: socket.socket, *, tls: Any = None) -> None:
+        """Accept connections on a bound, listening socket until `close`."""
+        if not self._started:
+            await self._runner.setup()
+            self._started = True
+        listener.setblocking(False)
+        await web.SockSite(self._runner, listener, ssl_context=tls, backlog=4096).start()
+
+    async def close(self) -> None:
+        """Stop accepting and end open connections within half a second."""
+        if self._started:
+            await self._runner.cleanup()
+            self._started = False
+
+    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]] | None:
+        """Return the route for an unversioned path and its parameters."""
+        candidates = self._routes.get((method, _first_segment(path)), [])
+        if method == "HEAD" and not candidates:
+            candidates = self._routes.get(("GET", _first_segment(path)), [])
+        for pattern, route in candidates:
+            if match := pattern.fullmatch(path):
+                return route, match.groupdict()
+        return None
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert isinstance(request, ApiRequest)
+        started = time.monotonic()
+        try:
+            response = await self._dispatch(request)
+        except web.HTTPException as error:
+            response = error_response(error.status, error.text or error.reason)
+        except EngineError as error:
+            log.debug("%s %s answers %d: %s", request.method, request.path, error.status, error)
+            response = error_response(error.status, str(error))
+        except pydantic.ValidationError as error:
+            response = error_response(400, validation_text(error))
+        except (ConnectionResetError, BrokenPipeError):
+            raise
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.path)
+            response = error_response(500, f"{type(error).__name__}: {error}")
+        if not response.prepared:
+            for name, value in self.headers.items():
+                response.headers.setdefault(name, value)
+        log.debug(
+            "%s %s -> %d in %.3f s",
+            request.method,
+            request.path_qs,
+            response.status,
+            time.monotonic() - started,
+        )
+        return response
+
+    async def _dispatch(self, request: ApiRequest) -> web.StreamResponse:
+        path = request.path
+        version = _NEWEST
+        if match := _VERSION.match(path):
+            version = (int(match[1]), int(match[2]))
+            path = path[match.end() :] or "/"
+            text = f"{match[1]}.{match[2]}"
+            if version > _NEWEST:
+                raise InvalidParameter(
+                    f"client version {text} is too new. Maximum supported API version is {API_VERSION}"
+                )
+            if version < _OLDEST:
+                raise InvalidParameter(
+                    f"client version {text} is too old. Minimum supported API version is {MIN_API_VERSION}, "
+                    "please upgrade your client to a newer version"
+                )
+        found = self.find(request.method, path)
+        if found is None or found[0].since > version:
+            return error_response(404, "page not found")
+        route, request.match_info = found
+        request.api_version = version
+        request.server_headers = self.headers
+        return await route.handler(request)
+
+
+def _first_segment(path: str) -> str:
+    return path.split("/", 2)[1] if path.startswith("/") else ""
+
+
+def _make_request(
+    message: Any,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: "asyncio.Task[None]",
+) -> ApiRequest:
+    # A build context or an image has no limit: client_max_size bounds only what read() takes, and json_body has its own.
+    return ApiRequest(message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=0)
+
+
+# -- answers ------------------------------------------------------------------------------------------------------------
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Answer with a JSON document."""
+    body = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+
+
+def empty_response(status: int = 204) -> web.Response:
+    """Answer without a body."""
+    return web.Response(status=status)
+
+
+def error_response(status: int, message: str) -> web.Response:
+    """Answer as the API says errors are answered; 304 has no body."""
+    if status == HTTPStatus.NOT_MODIFIED:
+        return web.Response(status=status)
+    return json_response({"message": message}, status=status)
+
+
+def validation_text(error: pydantic.ValidationError) -> str:
+    """Say in one line what is wrong with a request's JSON, every fault of it."""
+    faults = [f"{'.'.join(str(part) for part in fault['loc']) or 'body'}: {fault['msg']}" for fault in error.errors()]
+    return "invalid JSON: " + "; ".join(faults)
+
+
+async def stream_response(
+    request: ApiRequest,
+    content_type: str = "application/json",
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> web.StreamResponse:
+    """Begin a chunked answer and flush its headers before anything else is known."""
+    response = web.StreamResponse(status=status, headers={**request.server_headers, **(headers or {})})
+    response.content_type = content_type
+    if request.version_http10:
+        response.force_close()
+    else:
+        response.enable_chunked_encoding()
+    await response.prepare(request)
+    return response
+
+
+# -- parameters ---------------------------------------------------------------------------------------------------------
+
+
+def query_bool(request: web.BaseRequest, name: str, default: bool = False) -> bool:
+    """Read a boolean as dockerd does: absent is the default, "", 0, no, false and none are false, all else is true."""
+    value = request.query.get(name)
+    if value is None:
+        return default
+    return value.strip().lower() not in ("", "0", "no", "false", "none")
+
+
+def query_int(request: web.BaseRequest, name: str, default: int | None = None) -> int | None:
+    """Read an integer; 400 when it is none."""
+    value = request.query.get(name, "")
+    if value == "":
+        return default
+    try:
+        return int(value)
+    except ValueError:
+        raise InvalidParameter(f'strconv.Atoi: parsing "{value}": invalid syntax') from None
+
+
+def filters(request: web.BaseRequest, known: Iterable[str] | None = None) -> dict[str, list[str]]:
+    """Read ``filters``: lists (docker-py) or maps to true (the CLI). Unknown names are refused in dockerd's words."""
+    text = request.query.get("filters", "")
+    if not text:
+        return {}
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise InvalidParameter(f"invalid filter: {error}") from None
+    if not isinstance(raw, dict):
+        raise InvalidParameter("invalid filter: it has to be a JSON object")
+    result: dict[str, list[str]] = {}
+    for name, values in raw.items():
+        if isinstance(values, dict):
+            result[name] = [str(value) for value, wanted in values.items() if wanted]
+        elif isinstance(values, list):
+            result[name] = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
+        else:
+            raise InvalidParameter(f"invalid filter '{name}'")
+    if known is not None:
+        allowed = set(known)
+        for name in result:
+            if name not in allowed:
+                raise InvalidParameter(f"invalid filter '{name}'")
+    return result
+
+
+async def read_body(request: web.BaseRequest, limit: int = MAX_JSON) -> bytes:
+    """Read a whole body of at most ``limit`` bytes."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.content.iter_any():
+        size += len(chunk)
+        if size > limit:
+            raise InvalidParameter(f"request body is larger than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def json_object(request: web.BaseRequest, *, required: bool = True) -> dict[str, Any]:
+    """Read a JSON object from the body; 400 in dockerd's words when it is none."""
+    body = await read_body(request)
+    if not body.strip():
+        if required:
+            raise InvalidParameter("invalid JSON: got EOF while reading request body")
+        return {}
+    if (
+        request.content_type not in ("application/json", "application/octet-stream")
+        and "Content-Type" in request.headers
+    ):
+        kind = request.headers["Content-Type"]
+        if required or request.content_type != "text/plain":
+            raise InvalidParameter(f"unsupported Content-Type header ({kind}): must be 'application/json'")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"invalid JSON: {error}") from None
+    if value is None and not required:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidParameter("invalid JSON: the body has to be an object")
+    return value
+
+
+async def json_body(request: web.BaseRequest, model: type[Model], *, required: bool = True) -> Model:
+    """Read a JSON object from the body and check it against a model."""
+    return model.model_validate(await json_object(request, required=required))
+
+
+# -- hijack -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hijacked:
+    """A connection that HTTP is done with: the client's socket (owned by the receiver) and bytes already read from it."""
+
+    socket: socket.socket
+    prefix: bytes
+    response: web.StreamResponse
+    """What the handler has to return; it writes nothing."""
+
+
+class _Detached(web.StreamResponse):
+    """Stands for an answer that somebody else gives on the same connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.force_close()
+
+    @property
+    def prepared(self) -> bool:
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+def detach(request: ApiRequest) -> Hijacked:
+    """Take the connection away from HTTP without writing anything to it.
+
+    The caller owns the returned socket (non-blocking). A TLS connection has no socket that could be given
+    away: a bridge is put before it.
+    """
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client is gone")
+    transport.pause_reading()
+    protocol = request.protocol
+    prefix = bytes(protocol._message_tail)
+    protocol._message_tail = b""
+    raw: Any = transport.get_extra_info("socket")
+    if transport.get_extra_info("sslcontext") is not None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        bridge = _TlsBridge(transport, protocol, theirs)
+        protocol.data_received = bridge.feed  # type: ignore[method-assign]
+        protocol.eof_received = bridge.feed_eof  # type: ignore[method-assign,assignment]
+        bridge.start()
+        return Hijacked(ours, prefix, _Detached())
+    duplicate = socket.socket(fileno=socket.dup(raw.fileno()))
+    duplicate.setblocking(False)
+    transport.abort()
+    return Hijacked(duplicate, prefix, _Detached())
+
+
+async def hijack(request: ApiRequest, content_type: str = "application/vnd.docker.raw-stream") -> Hijacked:
+    """Answer 101 UPGRADED (200 to a client that did not ask for an upgrade) and hand the connection over.
+
+    Everything that can fail must have been checked before: after this there is no way to answer an error but in-band.
+    """
+    upgrade = request.headers.get("Upgrade", "")
+    hijacked = detach(request)
+    common = f"Content-Type: {content_type}\r\n"
+    for name in ("Api-Version", "Docker-Experimental", "Ostype", "Server"):
+        common += f"{name}: {request.server_headers[name]}\r\n"
+    if upgrade:
+        head = f"HTTP/1.1 101 UPGRADED\r\n{common}Connection: Upgrade\r\nUpgrade: {upgrade}\r\n\r\n"
+    else:
+        head = f"HTTP/1.1 200 OK\r\n{common}\r\n"
+    try:
+        await asyncio.get_running_loop().sock_sendall(hijacked.socket, head.encode())
+    except BaseException:
+        hijacked.socket.close()
+        raise
+    return hijacked
+
+
+class _TlsBridge:
+    """Copies between a TLS transport and one end of a socket pair until both directions have ended."""
+
+    def __init__(self, transport: asyncio.BaseTransport, protocol: RequestHandler, inner: socket.socket) -> None:
+        self._transport: Any = transport
+        self._protocol = protocol
+        self._inner = inner
+        self._inner.setblocking(False)
+        self._incoming: asyncio.Queue[bytes] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        for copy in (self._inward(), self._outward()):
+            task = loop.create_task(copy)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._transport.resume_reading()
+
+    def feed(self, data: bytes) -> None:
+        self._incoming.put_nowait(data)
+        if self._incoming.qsize() > 64:
+            self._transport.pause_reading()
+
+    def feed_eof(self) -> bool:
+        self._incoming.put_nowait(b"")
+        return True
+
+    async def _inward(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await self._incoming.get():
+                await loop.sock_sendall(self._inner, data)
+                if self._incoming.qsize() <= 64 and not self._transport.is_closing():
+                    self._transport.resume_reading()
+            self._inner.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._transport.abort()
+
+    async def _outward(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await loop.sock_recv(self._inner, 65536):
+                self._transport.write(data)
+                await self._protocol._drain_helper()
+        except OSError:
+            log.debug("hijacked connection ended early", exc_info=True)
+        self._transport.close()
