@@ -1,0 +1,278 @@
+"""Ping, version, info, events, disk usage and registry login of the Engine API."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
+
+from moorage_guest import sysinfo
+from moorage_guest.api.server import ApiRequest, Route, filters, json_object, json_response, stream_response
+from moorage_guest.engine.shims import Agent, ClientGone, LastingStream
+from moorage_guest.errors import InvalidParameter
+from moorage_guest.events import Event, EventBus
+
+NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
+
+EVENT_FILTERS = (
+    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret",
+    "service", "type", "volume",
+)  # fmt: skip
+
+
+@dataclass
+class SystemService:
+    """What the system routes need from the rest of the daemon."""
+
+    events: EventBus
+    info: Callable[[], Awaitable[dict[str, Any]]]
+    """The whole answer of GET /info."""
+    disk_usage: Callable[[set[str]], Awaitable[dict[str, Any]]]
+    """The answer of GET /system/df for the object types asked for."""
+    login: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+    """Check registry credentials, as POST /auth answers."""
+    builder_version: str = "1"
+    agent: Agent | None = None
+    components: Callable[[], list[dict[str, Any]]] = field(default=list)
+
+
+def routes(service: SystemService) -> list[Route]:
+    """Return the routes of this area."""
+    handlers = _Handlers(service)
+    return [
+        Route("GET", "/_ping", handlers.ping),
+        Route("HEAD", "/_ping", handlers.ping),
+        Route("GET", "/version", handlers.version),
+        Route("GET", "/info", handlers.info),
+        Route("GET", "/events", handlers.events),
+        Route("GET", "/system/df", handlers.df),
+        Route("POST", "/auth", handlers.auth),
+    ]
+
+
+class _Handlers:
+    def __init__(self, service: SystemService) -> None:
+        self._service = service
+
+    async def ping(self, request: ApiRequest) -> web.StreamResponse:
+        headers = {**NO_CACHE, "Builder-Version": self._service.builder_version, "Swarm": "inactive"}
+        if request.method == "HEAD":
+            return web.Response(status=200, headers={**headers, "Content-Length": "0"}, content_type="text/plain")
+        return web.Response(status=200, headers=headers, text="OK")
+
+    async def version(self, request: ApiRequest) -> web.StreamResponse:
+        kernel = sysinfo.kernel_version()
+        details = {
+            "ApiVersion": API_VERSION,
+            "Arch": sysinfo.oci_architecture(),
+            "Experimental": "false",
+            "KernelVersion": kernel,
+            "MinAPIVersion": MIN_API_VERSION,
+            "Os": "linux",
+        }
+        return json_response(
+            {
+                "Platform": {"Name": "Moorage Engine"},
+                "Components": [
+                    {"Name": "Engine", "Version": ENGINE_VERSION, "Details": details},
+                    *await asyncio.to_thread(self._service.components),
+                ],
+                "Version": ENGINE_VERSION,
+                "ApiVersion": API_VERSION,
+                "MinAPIVersion": MIN_API_VERSION,
+                "Os": "linux",
+                "Arch": sysinfo.oci_architecture(),
+                "KernelVersion": kernel,
+                "GitCommit": "",
+                "GoVersion": "",
+                "BuildTime": "",
+            }
+        )
+
+    async def info(self, request: ApiRequest) -> web.StreamResponse:
+        return json_response(await self._service.info())
+
+    async def df(self, request: ApiRequest) -> web.StreamResponse:
+        known = {"container", "image", "volume", "build-cache"}
+        wanted = set(request.query.getall("type", [])) or known
+        if unknown := wanted - known:
+            raise InvalidParameter(f"unknown object type: {sorted(unknown)[0]}")
+        return json_response(await self._service.disk_usage(wanted))
+
+    async def auth(self, request: ApiRequest) -> web.StreamResponse:
+        return json_response(await self._service.login(await json_object(request)))
+
+    async def events(self, request: ApiRequest) -> web.StreamResponse:
+        matches = EventFilter(filters(request, EVENT_FILTERS))
+        since = _timestamp(request, "since")
+        until = _timestamp(request, "until")
+        if since is not None and until is not None and since > until:
+            raise InvalidParameter(f"`since` time ({since}) cannot be after `until` time ({until})")
+        resume: dict[str, Any] = {
+            "op": "events",
+            "filters": matches.wanted,
+            "until": until,
+            "chunked": not request.version_http10,
+        }
+        async with self._service.events.subscribe() as live:
+            backlog = self._service.events.history(since, until) if since is not None else []
+            response = await stream_response(request)
+            agent = self._service.agent
+            if agent is not None and agent.supervised and resume["chunked"] and request.transport is not None:
+                lasting = await agent.open_lasting(request.transport.get_extra_info("socket"), resume)
+                await self.serve_lasting(lasting, resume, live, backlog)
+                request.transport.abort()
+                return response
+            with contextlib.suppress(ConnectionError):
+                async for event in _bounded(live, backlog, until):
+                    if matches(event):
+                        await response.write(_line(event))
+                await response.write_eof()
+            return response
+
+    async def serve_lasting(
+        self, lasting: LastingStream, resume: dict[str, Any], live: AsyncIterator[Event], backlog: list[Event]
+    ) -> None:
+        """Send events over a stream that outlives this daemon; ``resume`` remembers the last event sent."""
+        matches = EventFilter(resume["filters"])
+        with contextlib.suppress(ClientGone):
+            async for event in _bounded(live, backlog, resume["until"]):
+                if event.time_ns <= resume.get("last", 0):
+                    continue
+                resume = {**resume, "last": event.time_ns}
+                if matches(event):
+                    data = _line(event)
+                    await lasting.send(b"%x\r\n%b\r\n" % (len(data), data), resume)
+            await lasting.send(b"0\r\n\r\n", resume)
+        await lasting.close()
+
+
+def _line(event: Event) -> bytes:
+    return json.dumps(event.to_api(), separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+async def _bounded(live: AsyncIterator[Event], backlog: list[Event], until: int | None) -> AsyncIterator[Event]:
+    """Yield the backlog, then what happens, until the time given (nanoseconds)."""
+    last = 0
+    for event in backlog:
+        last = event.time_ns
+        yield event
+    try:
+        deadline = None if until is None else until / 1e9 - datetime.now(UTC).timestamp()
+        async with asyncio.timeout(None if deadline is None else max(deadline, 0)):
+            async for event in live:
+                if event.time_ns > last:
+                    yield event
+    except TimeoutError:
+        return
+
+
+def _timestamp(request: ApiRequest, name: str) -> int | None:
+    """Read unix seconds with an optional fraction as nanoseconds."""
+    text = request.query.get(name, "")
+    if not text:
+        return None
+    match = re.fullmatch(r"(-?\d+)(?:\.(\d{1,9}))?", text)
+    if match is None:
+        raise InvalidParameter(f'strconv.ParseInt: parsing "{text}": invalid syntax')
+    return int(match[1]) * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
+
+
+class EventFilter:
+    """Which events a client wants; several values of one name are alternatives, several names all have to match."""
+
+    def __init__(self, wanted: Mapping[str, list[str]]) -> None:
+        self.wanted = {name: list(values) for name, values in wanted.items()}
+
+    def __call__(self, event: Event) -> bool:
+        return all(self._one(name, values, event) for name, values in self.wanted.items() if values)
+
+    def _one(self, name: str, values: list[str], event: Event) -> bool:
+        attributes = event.attributes
+        if name == "type":
+            return event.type in values
+        if name == "event":
+            # exec_create, exec_start and health_status carry a detail after a colon.
+            return event.action in values or event.action.split(":", 1)[0] in values
+        if name == "scope":
+            return event.scope in values
+        if name == "label":
+            return any(_label_matches(value, attributes) for value in values)
+        if name == "image":
+            refs = (
+                {event.actor_id, attributes.get("name", "")} if event.type == "image" else {attributes.get("image", "")}
+            )
+            return any(value in refs or any(_bare(ref) == _bare(value) for ref in refs if ref) for value in values)
+        if event.type != name and not (name == "container" and "container" in attributes):
+            return False
+        names = {event.actor_id, attributes.get("name", ""), attributes.get("container", "")} - {""}
+        return any(value in names or event.actor_id.startswith(value) for value in values)
+
+
+def _label_matches(wanted: str, labels: Mapping[str, str]) -> bool:
+    key, equals, value = wanted.partition("=")
+    return key in labels and (not equals or labels[key] == value)
+
+
+def _bare(reference: str) -> str:
+    """Return an image reference without its tag."""
+    head, slash, tail = reference.rpartition("/")
+    return head + slash + tail.split(":", 1)[0]
+
+
+def plugins_info() -> dict[str, Any]:
+    """Return the Plugins object of GET /info: the drivers that are built in."""
+    return {
+        "Volume": ["local"],
+        "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
+        "Authorization": None,
+        "Log": ["json-file", "local", "none"],
+    }
+
+
+def machine_info() -> dict[str, Any]:
+    """Return the part of GET /info that describes the machine."""
+    cgroup = sysinfo.cgroup_facts()
+    system, release = sysinfo.operating_system()
+    return {
+        "MemoryLimit": cgroup.memory_limit,
+        "SwapLimit": cgroup.swap_limit,
+        "CpuCfsPeriod": cgroup.cpu_period,
+        "CpuCfsQuota": cgroup.cpu_quota,
+        "CPUShares": cgroup.cpu_shares,
+        "CPUSet": cgroup.cpu_set,
+        "PidsLimit": cgroup.pids_limit,
+        "OomKillDisable": cgroup.oom_kill_disable,
+        "IPv4Forwarding": sysinfo.ipv4_forwarding(),
+        "BridgeNfIptables": os.path.exists("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+        "BridgeNfIp6tables": os.path.exists("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+        "NFd": sysinfo.open_files(),
+        "SystemTime": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "CgroupVersion": cgroup.version,
+        "KernelVersion": sysinfo.kernel_version(),
+        "OperatingSystem": system,
+        "OSVersion": release,
+        "OSType": "linux",
+        "Architecture": sysinfo.architecture(),
+        "NCPU": sysinfo.cpu_count(),
+        "MemTotal": sysinfo.memory_total(),
+        "SecurityOptions": sysinfo.security_options(),
+        "Plugins": plugins_info(),
+        "GenericResources": None,
+        "ProductLicense": "Apache-2.0",
+        "Isolation": "",
+        "ExperimentalBuild": False,
+        "ServerVersion": ENGINE_VERSION,
+        "Swarm": {
+            "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": False, "Error": "",
+            "RemoteManagers": None,
+        },
+        "CDISpecDirs": [],
+    }  # fmt: skip
