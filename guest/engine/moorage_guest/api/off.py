@@ -8,7 +8,7 @@ from moorage_guest.api.server import ApiRequest, Handler, Route, json_object, js
 from moorage_guest.errors import EngineError, InvalidParameter, NotFound, NotImplementedByEngine, Unavailable
 
 NOT_A_MANAGER = (
-    "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm "
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm '
     "and try again."
 )
 LIVE_RESTORE_AND_SWARM = "--live-restore daemon configuration is incompatible with swarm mode"
@@ -42,18 +42,15 @@ def routes(live_restore: Callable[[], bool]) -> list[Route]:
             raise InvalidParameter(LIVE_RESTORE_AND_SWARM)
         raise NotImplementedByEngine(NO_SWARM)
 
-    async def plugins(request: ApiRequest) -> web.StreamResponse
+    async def plugins(request: ApiRequest) -> web.StreamResponse:
         return json_response([])
 
     async def plugin_missing(request: ApiRequest) -> web.StreamResponse:
         raise NotFound(f'plugin "{request.match_info["name"]}" not found')
 
-    table = [
-        Route(*line.split(" ", 1), _refuse(Unavailable, NOT_A_MANAGER))
-        for group in _MANAGER_ROUTES.split("\n")
-        for line in group.split("|")
-        if line
-    ]
+    refuse = _refuse(Unavailable, NOT_A_MANAGER)
+    operations = [line.split(" ", 1) for line in _MANAGER_ROUTES.replace("\n", "|").split("|") if line]
+    table = [Route(method, path, refuse) for method, path in operations]
     table += [
         Route("POST", "/swarm/init", swarm_init),
         Route("POST", "/swarm/join", swarm_init),

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -251,8 +251,8 @@ def machine_info() -> dict[str, Any]:
         "PidsLimit": cgroup.pids_limit,
         "OomKillDisable": cgroup.oom_kill_disable,
         "IPv4Forwarding": sysinfo.ipv4_forwarding(),
-        "BridgeNfIptables": os.path.exists("/proc/sys/net/bridge/bridge-nf-call-iptables"),
-        "BridgeNfIp6tables": os.path.exists("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+        "BridgeNfIptables": Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists(),
+        "BridgeNfIp6tables": Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables").exists(),
         "NFd": sysinfo.open_files(),
         "SystemTime": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         "CgroupVersion": cgroup.version,
