@@ -136,12 +136,13 @@ class Moored:
 
     def argv(self) -> list[str]:
         """Return the command line inside the sandbox."""
+        common = ["--cgroup-parent", f"/{self.sandbox.root.name}", *self.arguments]
         roots = ["--data-root", str(self.data_root), "--exec-root", str(self.exec_root)]
         if self.supervised:
-            return [sys.executable, "-m", "moorage_guest.agent.main", "--supervise", *roots, *self.arguments]
+            return [sys.executable, "-m", "moorage_guest.agent.main", "--supervise", *roots, *common]
         return [
             sys.executable, "-m", "moorage_guest.daemon", *roots, "--config-file", str(self.config_file),
-            "--pidfile", str(self.pid_file), "--host", f"unix://{self.socket}", *self.arguments,
+            "--pidfile", str(self.pid_file), "--host", f"unix://{self.socket}", *common,
         ]  # fmt: skip
 
     def spawn(self) -> "subprocess.Popen[bytes]":
@@ -149,7 +150,7 @@ class Moored:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 self.sandbox.command(*self.argv()), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "MOORAGE_CGROUP_PARENT": f"/{self.sandbox.root.name}", **self.environment},
+                env={**os.environ, **self.environment},
             )  # fmt: skip
         return self.process
 
@@ -263,7 +264,7 @@ def running_moored(*arguments: str, supervised: bool = False) -> Iterator[Moored
             if moored.process is not None and moored.process.poll() is None:
                 with contextlib.suppress(AssertionError, ProcessLookupError, FileNotFoundError):
                     moored.kill()
-                moored.process and moored.process.kill()
             if moored.process is not None:
+                moored.process.kill()
                 moored.process.wait(DEADLINE)
             print(f"--- moored's log ---\n{moored.log()}", file=sys.stderr)
