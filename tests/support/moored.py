@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import docker
+from docker import DockerClient
 
 from tests.support.openapi import Api
 
@@ -244,9 +244,9 @@ class Moored:
         return subprocess.Popen(["docker", *argv], env=dict(self.docker_environment()), **more)
 
     @contextlib.contextmanager
-    def client(self) -> Iterator["docker.DockerClient"]:
+    def client(self) -> Iterator[DockerClient]:
         """Return a docker-py client, closed at the end."""
-        client = docker.DockerClient(base_url=f"unix://{self.socket}", timeout=int(DEADLINE))
+        client = DockerClient(base_url=f"unix://{self.socket}", timeout=int(DEADLINE))
         try:
             yield client
         finally:
