@@ -78,6 +78,41 @@ class Route:
         return re.compile(out)
 
 
+class _Protocol(RequestHandler):
+    """Keeps what arrives behind the head of a request that asks for an upgrade.
+
+    aiohttp's parser throws such bytes away for any upgrade but websocket; a client that does not wait for the 101 would
+    lose the beginning of its input.
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, **settings: Any) -> None:
+        super().__init__(manager, loop=loop, **settings)
+        self.raw: bytes | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.raw is not None:
+            self.raw += data
+        elif self._current_request is None and not self._messages and b"pgrade" in data:
+            self.raw = data
+        super().data_received(data)
+
+    def take_tail(self, body_length: int) -> bytes:
+        """Return what came behind the current request's head and body."""
+        raw, self.raw = self.raw, None
+        self._message_tail = b""
+        if raw is None:
+            return b""
+        _head, separator, rest = raw.partition(b"\r\n\r\n")
+        return rest[body_length:] if separator else b""
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
 class ApiServer:
     """Serves routes on any number of listening sockets. `start` and `close` once each."""
 
@@ -93,7 +128,7 @@ class ApiServer:
             "Server": f"Moorage/{ENGINE_VERSION} (linux)",
             **(headers or {}),
         }
-        self._server = web.Server(
+        self._server = _Server(
             self._handle,
             request_factory=_make_request,
             access_log=None,
@@ -130,6 +165,8 @@ class ApiServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert isinstance(request, ApiRequest)
         started = time.monotonic()
+        protocol = request.protocol
+        assert isinstance(protocol, _Protocol)
         try:
             response = await self._dispatch(request)
         except web.HTTPException as error:
@@ -146,6 +183,8 @@ class ApiServer:
         except Exception as error:
             log.exception("%s %s failed", request.method, request.path)
             response = error_response(500, f"{type(error).__name__}: {error}")
+        finally:
+            protocol.raw = None
         if not response.prepared:
             for name, value in self.headers.items():
                 response.headers.setdefault(name, value)
@@ -376,8 +415,8 @@ def detach(request: ApiRequest) -> Hijacked:
         raise ConnectionResetError("the client is gone")
     transport.pause_reading()
     protocol = request.protocol
-    prefix = bytes(protocol._message_tail)
-    protocol._message_tail = b""
+    assert isinstance(protocol, _Protocol)
+    prefix = protocol.take_tail(request.content_length or 0)
     raw: Any = transport.get_extra_info("socket")
     if transport.get_extra_info("sslcontext") is not None:
         ours, theirs = socket.socketpair()
