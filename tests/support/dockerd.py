@@ -99,16 +99,20 @@ class Dockerd:
                 f"{self.base}/containerd-state",
             )
             wait_for("containerd's socket", Path(address).exists)
-        self.process = self._spawn(
-            "dockerd", "--containerd", address, "--data-root", f"{self.base}/data", "--exec-root", f"{self.base}/exec",
-            "--pidfile", f"{self.base}/dockerd.pid", "--host", f"unix://{self.socket}", "--live-restore",
-            "--cgroup-parent", f"/{self.sandbox.root.name}", *self.arguments,
-        )  # fmt: skip
+        self.spawn()
         try:
             wait_for("dockerd to answer", self.answers)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log_file.read_text()[-8000:]}") from None
         return self
+
+    def spawn(self) -> None:
+        """Start dockerd without waiting; containerd has to run."""
+        self.process = self._spawn(
+            "dockerd", "--containerd", f"{self.base}/containerd.sock", "--data-root", f"{self.base}/data", "--exec-root", f"{self.base}/exec",
+            "--pidfile", f"{self.base}/dockerd.pid", "--host", f"unix://{self.socket}", "--live-restore",
+            "--cgroup-parent", f"/{self.sandbox.root.name}", *self.arguments,
+        )  # fmt: skip
 
     def answers(self) -> bool:
         """Whether /_ping answers now."""
