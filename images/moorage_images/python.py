@@ -1,0 +1,141 @@
+"""Python in the image: wheels and source trees put in place, everything compiled to .pyc.
+
+Debian compiles on installation and nothing is installed here, so the image's own interpreter is run from its unpacked
+tree. For a foreign architecture the build machine's architecture is unpacked too and its interpreter of the same minor
+version does the work: .pyc files do not depend on the processor. The .pyc files carry a source hash that is not checked at
+import, so that neither times nor sources matter at run time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Mapping
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+from moorage_images.errors import ImageError
+from moorage_images.recipe import Recipe, Wheel
+
+COMPILE_TIMEOUT_S = 1800
+DIST_PACKAGES = "usr/lib/python3/dist-packages"
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+def build_machine() -> str:
+    """The build machine's architecture in Debian's words."""
+    name = platform.machine()
+    if name not in _MACHINES:
+        raise ImageError(f"images cannot be built on {name}", hint="build on amd64 or arm64")
+    return _MACHINES[name]
+
+
+def fetch_wheel(wheel: Wheel, cache: Path) -> Path:
+    """The wheel's file, fetched by pip unless it is in the cache; its hash is checked each time."""
+    cache.mkdir(parents=True, exist_ok=True)
+    name = f"{wheel.name}-{wheel.version}-py3-none-any.whl"
+    path = cache / name
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wheel.sha256:
+        wanted = cache / f"{wheel.name}.txt"
+        wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary", ":all:", "--require-hashes", "--dest", str(cache), "--requirement", str(wanted)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0 or not path.is_file():
+            raise ImageError(f"pip could not fetch {name}: {done.stderr.strip()}", hint="check the network")
+    return path
+
+
+def install(source: Path, target: Path) -> dict[str, str]:
+    """Put a wheel, or a distribution's source folder, below `target`; returns its commands as name → module:function."""
+    if source.is_dir():
+        return _install_folder(source, target)
+    with zipfile.ZipFile(source) as archive:
+        for name in sorted(archive.namelist()):
+            destination = (target / name).resolve()
+            if target.resolve() not in destination.parents:
+                raise ImageError(f"{source}: {name} leads out of the target folder")
+            if name.endswith("/"):
+                continue
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            destination.write_bytes(archive.read(name))
+        entries = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
+        parser = ConfigParser()
+        for name in entries:
+            parser.read_string(archive.read(name).decode())
+    return dict(parser["console_scripts"]) if parser.has_section("console_scripts") else {}
+
+
+def write_commands(commands: Mapping[str, str], folder: Path) -> None:
+    """Write one small script for each command; -I keeps the caller's environment and folder out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, entry in sorted(commands.items()):
+        module, _, function = entry.partition(":")
+        script = folder / name
+        script.write_text(
+            f"#!/usr/bin/python3 -I\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+        )
+        script.chmod(0o755)
+
+
+def compile_tree(interpreter_root: Path, recipe: Recipe, root: Path, folders: list[str]) -> None:
+    """Compile everything below `folders` of `root` with the interpreter unpacked in `interpreter_root`.
+
+    `recipe` is that of the interpreter's root, which must be for the build machine. Blocks for seconds. Files that are
+    not valid Python (templates) are left alone.
+    """
+    library_path = ":".join(str(interpreter_root / f) for f in (f"usr/lib/{recipe.triplet}", "usr/lib"))
+    python = next((interpreter_root / "usr/bin").glob("python3.[0-9]*"), None)
+    if python is None:
+        raise ImageError(f"no Python interpreter in {interpreter_root}")
+    command = [
+        str(interpreter_root / recipe.loader),
+        "--library-path",
+        library_path,
+        str(python),
+        "-S",
+        "-B",
+        "-m",
+        "compileall",
+    ]
+    command += ["-qq", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
+    command += [str(root / folder) for folder in folders]
+    environment = {
+        "PYTHONHOME": str(interpreter_root / "usr"),
+        "PYTHONHASHSEED": "0",
+        "PATH": os.defpath,
+        "LC_ALL": "C.UTF-8",
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+    if done.returncode not in (0, 1) or done.stderr.strip():
+        raise ImageError(f"compiling the Python files failed: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def project_version(source: Path) -> str:
+    """The version in a source folder's pyproject.toml."""
+    return str(_project(source)["version"])
+
+
+def _project(source: Path) -> dict[str, Any]:
+    content = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))
+    project: dict[str, Any] = content["project"]
+    return project
+
+
+def _install_folder(source: Path, target: Path) -> dict[str, str]:
+    project = _project(source)
+    for package in sorted(path.parent for path in source.glob("*/__init__.py")):
+        shutil.copytree(package, target / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    information = target / f"{str(project['name']).replace('-', '_')}-{project['version']}.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    return dict(project.get("scripts", {}))
