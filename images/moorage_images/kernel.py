@@ -100,7 +100,7 @@ def install(tree: ModuleTree, recipe: Recipe, root: Path) -> list[Module]:
     (base / "modules.builtin").write_text((tree.folder / "modules.builtin").read_text())
     lists = root / "usr/lib/moorage/modules"
     lists.mkdir(parents=True, exist_ok=True)
-    for moment in ("boot", "network", "late"):
+    for moment in ("disk", "host", "network", "late"):
         names = [m.name for name in getattr(recipe.modules, moment) if (m := tree.load(name)) is not None]
         (lists / moment).write_text("\n".join(names) + "\n")
     return modules

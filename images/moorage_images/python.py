@@ -88,8 +88,8 @@ def write_commands(commands: Mapping[str, str], folder: Path) -> None:
 def compile_tree(interpreter_root: Path, recipe: Recipe, root: Path, folders: list[str]) -> None:
     """Compile everything below `folders` of `root` with the interpreter unpacked in `interpreter_root`.
 
-    `recipe` is that of the interpreter's root, which must be for the build machine. Blocks for seconds. Files that are
-    not valid Python (templates) are left alone.
+    `recipe` is that of the interpreter's root, which must be for the build machine. Blocks for seconds. Raises
+    ImageError for a file that is not valid Python.
     """
     library_path = ":".join(str(interpreter_root / f) for f in (f"usr/lib/{recipe.triplet}", "usr/lib"))
     python = next((interpreter_root / "usr/bin").glob("python3.[0-9]*"), None)
@@ -105,7 +105,7 @@ def compile_tree(interpreter_root: Path, recipe: Recipe, root: Path, folders: li
         "-m",
         "compileall",
     ]
-    command += ["-qq", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
+    command += ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
     command += [str(root / folder) for folder in folders]
     environment = {
         "PYTHONHOME": str(interpreter_root / "usr"),
@@ -114,8 +114,8 @@ def compile_tree(interpreter_root: Path, recipe: Recipe, root: Path, folders: li
         "LC_ALL": "C.UTF-8",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
-    if done.returncode not in (0, 1) or done.stderr.strip():
-        raise ImageError(f"compiling the Python files failed: {done.stderr.strip() or done.stdout.strip()}")
+    if done.returncode != 0:
+        raise ImageError(f"compiling the Python files failed: {done.stdout.strip()}\n{done.stderr.strip()}")
 
 
 def project_version(source: Path) -> str:

@@ -20,6 +20,7 @@ from moorage_images.errors import ImageError
 RECIPES = Path(__file__).parent / "recipes"
 FORMAT = 1
 ARCHITECTURES = ("amd64", "arm64")
+MOMENTS = ("initrd", "disk", "host", "network", "late", "extra")
 
 _GUEST_KEYS = {"format", "suite", "packages", "files", "wheels", "kernel", "busybox"}
 _ARCH_KEYS = {
@@ -49,14 +50,15 @@ class Modules:
     """Kernel modules by the moment they are loaded; `extra` only on demand."""
 
     initrd: tuple[str, ...]
-    boot: tuple[str, ...]
+    disk: tuple[str, ...]
+    host: tuple[str, ...]
     network: tuple[str, ...]
     late: tuple[str, ...]
     extra: tuple[str, ...]
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        return self.initrd + self.boot + self.network + self.late + self.extra
+        return self.initrd + self.disk + self.host + self.network + self.late + self.extra
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,7 @@ def load(arch: str, folder: Path = RECIPES) -> Recipe:
     guest = _read(folder / "guest.toml", _GUEST_KEYS)
     machine = _read(folder / f"{arch}.toml", _ARCH_KEYS)
     try:
-        modules = {
-            name: tuple(_strings(guest["kernel"], name)) for name in ("initrd", "boot", "network", "late", "extra")
-        }
+        modules = {name: tuple(_strings(guest["kernel"], name)) for name in MOMENTS}
         modules["extra"] += tuple(_strings(machine, "modules"))
         console = str(machine["console"])
         return Recipe(
