@@ -1,0 +1,184 @@
+"""The json-file format: one JSON object a line, ``{"log":"…\\n","stream":"stdout","time":"…"}``, as dockerd writes it.
+
+Bytes that are no UTF-8 are written as ``\\udc80``…``\\udcff``: other readers see U+FFFD, as dockerd would have written;
+`decode` gives the very bytes back. Encoding and decoding work on thousands of lines at once: all lines that arrive
+together carry the same time, so they differ in nothing but their text.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from moorage_guest.logs.formats import STDERR, STDOUT, STREAM_NAMES, Run
+from moorage_guest.logs.records import Cut
+from moorage_guest.logs.times import parse, short_text
+
+_OPEN = b'{"log":"'
+_STREAM = b'","stream":"'
+
+#: What stands for itself in a JSON string, and the newline, which is dealt with apart.
+_PLAIN = b"\n" + bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
+_CONTROLS = {
+    bytes([byte]): {9: b"\\t", 13: b"\\r"}.get(byte, b"\\u%04x" % byte) for byte in range(0x20) if byte != 0x0A
+}
+
+
+def escape(data: bytes) -> bytes:
+    """Return bytes as the inside of a JSON string, but for newlines, which stay."""
+    special = data.translate(None, _PLAIN)
+    if not special:
+        return data
+    if b"\\" in special:
+        data = data.replace(b"\\", b"\\\\")
+    if b'"' in special:
+        data = data.replace(b'"', b'\\"')
+    if min(special) < 0x20:
+        for raw in _CONTROLS.keys() & {bytes([byte]) for byte in set(special)}:
+            data = data.replace(raw, _CONTROLS[raw])
+    if max(special) >= 0x7F:
+        data = data.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace")
+    return data
+
+
+def unescape(text: bytes) -> bytes:
+    """Return the bytes that the inside of a JSON string stands for. Raises ValueError."""
+    if b"\\" not in text:
+        return text
+    if b"\\\\" not in text:
+        # Without escaped backslashes a backslash and an n are a newline.
+        text = text.replace(b"\\n", b"\n")
+        if b"\\" not in text:
+            return text
+    return to_bytes(str(json.loads(b'"' + text + b'"', strict=False)))
+
+
+def to_bytes(text: str) -> bytes:
+    """Return the bytes of a decoded text, the ones that are no UTF-8 as they were."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
+
+
+class JsonFile:
+    """The format with the container's attributes (labels, env, tag) in every record."""
+
+    def __init__(self, attributes: Mapping[str, str] | None = None) -> None:
+        self._attributes = b""
+        if attributes:
+            text = json.dumps(dict(attributes), separators=(",", ":"), sort_keys=True)
+            self._attributes = b'"attrs":' + text.encode() + b","
+
+    def _tail(self, stream: int, time_ns: int) -> bytes:
+        name = STREAM_NAMES[stream].encode()
+        return _STREAM + name + b'",' + self._attributes + b'"time":"' + short_text(time_ns).encode() + b'"}\n'
+
+    def encode(self, stream: int, cut: Cut, time_ns: int) -> bytes:
+        """See `Format.encode`."""
+        tail = self._tail(stream, time_ns)
+        if cut.records:
+            return b"".join(_OPEN + escape(record).replace(b"\n", b"\\n") + tail for record in cut.records)
+        if not cut.lines:
+            return b""
+        # The newline of every line but the last is the end of one record and the beginning of the next.
+        return _OPEN + escape(cut.lines[:-1]).replace(b"\n", b"\\n" + tail + _OPEN) + b"\\n" + tail
+
+    def whole(self, block: bytes) -> int:
+        """See `Format.whole`."""
+        return block.rfind(b"\n") + 1
+
+    def sound(self, block: bytes) -> int:
+        """See `Format.sound`."""
+        end = self.whole(block)
+        while end:
+            start = block.rfind(b"\n", 0, end - 1) + 1
+            if _decode_record(block[start:end], 0) is not None:
+                return end
+            end = start
+        return 0
+
+    def decode(self, block: bytes) -> Iterator[Run]:
+        """See `Format.decode`."""
+        position = 0
+        while position < len(block):
+            end = block.index(b"\n", position) + 1
+            run = _decode_run(block, position, end)
+            if run is None:
+                run = _decode_record(block[position:end], end)
+            if run is not None:
+                yield run
+                end = run.end
+            position = end
+
+    def last(self, block: bytes, count: int) -> tuple[int, int]:
+        """See `Format.last`."""
+        found = 0
+        end = len(block)
+        while end and found < count:
+            start = block.rfind(b"\n", 0, end - 1) + 1
+            previous = block.rfind(b"\n", 0, start - 1) + 1 if start else 0
+            goes_on = start > 0 and not _ends_line(block, previous, start)
+            if not goes_on:
+                found += 1
+            end = start
+        return end, found
+
+
+def _ends_line(block: bytes, start: int, end: int) -> bool:
+    cut = block.find(_STREAM, start, end)
+    return cut < 0 or block.endswith(b"\\n", start, cut)
+
+
+def _decode_run(block: bytes, start: int, end: int) -> Run | None:
+    """Decode the record at ``start`` and those after it with the same stream and time, all at once."""
+    if not block.startswith(_OPEN, start):
+        return None
+    cut = block.find(_STREAM, start, end)
+    if cut < 0:
+        return None
+    tail = block[cut:end]
+    name_end = tail.find(b'"', len(_STREAM))
+    time_start = tail.rfind(b'"time":"')
+    if time_start < 0 or not tail.endswith(b'"}\n'):
+        return None
+    stream = STDERR if tail[len(_STREAM) : name_end] == b"stderr" else STDOUT
+    attributes: Mapping[str, str] = {}
+    try:
+        time_ns = parse(tail[time_start + 8 : -3].decode())
+        if tail[name_end + 1 : time_start] != b",":
+            attributes = json.loads(b"{" + tail[name_end + 2 : time_start - 1] + b"}")["attrs"]
+        last = _run_end(block, end, tail)
+        between = tail + _OPEN
+        text = block[start + len(_OPEN) : last - len(tail)]
+        data = unescape(text.replace(between, b"") if last > end else text)
+    except (ValueError, KeyError):
+        return None
+    return Run(stream, time_ns, data, attributes, last)
+
+
+def _run_end(block: bytes, end: int, tail: bytes) -> int:
+    """Return where the records from ``end`` on stop ending in ``tail``."""
+    step = 8192
+    while end < len(block):
+        line_end = block.index(b"\n", end) + 1
+        if not block.endswith(tail, end, line_end) or not block.startswith(_OPEN, end):
+            break
+        last = block.rfind(tail, line_end, line_end + step)
+        far = last + len(tail)
+        if last >= 0 and block.count(b"\n", line_end, far) == block.count(tail, line_end, far):
+            line_end = far
+            step = min(step * 4, 1 << 20)
+        end = line_end
+    return end
+
+
+def _decode_record(line: bytes, end: int) -> Run | None:
+    """Decode one record that is written differently from how `encode` does it; None if it is none."""
+    try:
+        record = json.loads(line)
+        text, stream = record["log"], record.get("stream", "stdout")
+        time_ns = parse(record["time"])
+        attributes = record.get("attrs") or {}
+        data = to_bytes(text)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Run(STDERR if stream == "stderr" else STDOUT, time_ns, data, attributes, end)

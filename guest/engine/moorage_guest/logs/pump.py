@@ -1,0 +1,501 @@
+"""The pump: one thread that moves what containers print from their pipes into their logs, losing and doubling nothing.
+
+Each step takes what is in a stream's pipe A into pipe B (splice), looks at it (tee), writes into the journal what the
+log file will look like, appends the records, feeds attached clients, empties B and marks the step done. SIGKILL at any
+instant leaves pipes, journal and file size that say which of these was the last; `add` goes on from there.
+
+While the log's disk is full the stream's bytes stay where they are and the container blocks, as it does while no daemon
+runs: it is tried again every second.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from moorage_guest.logs import pipes
+from moorage_guest.logs.feed import Feed
+from moorage_guest.logs.files import LogFile, history
+from moorage_guest.logs.formats import Format
+from moorage_guest.logs.journal import Journal, Step, StreamState
+from moorage_guest.logs.notify import Notifier
+from moorage_guest.logs.records import Cut, cut, finish
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds until a log that could not be written is tried again.
+RETRY = 1.0
+
+#: Seconds between two fsyncs of a log that is written to.
+SYNC_INTERVAL = 1.0
+
+
+@dataclass(frozen=True)
+class StreamPipes:
+    """Descriptors of one stream's pipes, owned by whoever holds this."""
+
+    a_read: int
+    b_read: int
+    b_write: int
+
+    def close(self) -> None:
+        """Close all three."""
+        for descriptor in (self.a_read, self.b_read, self.b_write):
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where records go: a file and how they look in it."""
+
+    file: LogFile
+    format: Format
+
+
+@dataclass(frozen=True)
+class LogTarget:
+    """What the pump needs for one container. `Pump.add` takes over the descriptors, the sink's file and the feed, also
+    when it fails. ``streams`` by number (1 stdout, 2 stderr); ``sink`` None is the driver "none"."""
+
+    container_id: str
+    streams: Mapping[int, StreamPipes]
+    journal_path: Path
+    sink: Sink | None
+    notifier: Notifier
+    feed: Feed | None = None
+
+    def close(self) -> None:
+        """Close everything the target owns."""
+        for stream in self.streams.values():
+            stream.close()
+        if self.sink is not None:
+            self.sink.file.close()
+        if self.feed is not None:
+            self.feed.close()
+
+
+class UnknownContainer(Exception):
+    """The pump has no such container."""
+
+
+@dataclass
+class _Container:
+    target: LogTarget
+    journal: Journal
+    states: list[StreamState]
+    generation: int
+    last_time: int
+    #: Streams whose pipe B holds a chunk that is in no log yet.
+    pending: set[int] = field(default_factory=set)
+    stalled: bool = False
+    watched: set[int] = field(default_factory=set)
+
+
+class Pump:
+    """All containers' logs. `start` it in the daemon's event loop; methods are called from there."""
+
+    def __init__(self, *, sync_interval: float = SYNC_INTERVAL) -> None:
+        self._sync_interval = sync_interval
+        self._containers: dict[str, _Container] = {}
+        self._by_descriptor: dict[int, tuple[_Container, int]] = {}
+        self._feeds: dict[int, _Container] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        self._retries: dict[str, float] = {}
+        self._stopping = False
+        self._sync_stop = threading.Event()
+        self._scratch: tuple[int, int] = (-1, -1)
+        self._thread: threading.Thread | None = None
+        self._sync_thread: threading.Thread | None = None
+
+    # -- for the event loop ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin pumping in a thread of its own."""
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        self._scratch = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        pipes.set_capacity(self._scratch[1])
+        self._thread = threading.Thread(target=self._run, name="log-pump", daemon=True)
+        self._thread.start()
+        self._sync_thread = threading.Thread(target=self._sync, name="log-sync", daemon=True)
+        self._sync_thread.start()
+
+    async def stop(self) -> None:
+        """Finish the step in hand, make the logs durable and let go of everything; containers are not touched."""
+        if self._thread is None:
+            return
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        self._sync_stop.set()
+        await asyncio.to_thread(self._join)
+        self._thread = None
+
+    async def add(self, target: LogTarget) -> None:
+        """Take a container on, going on where the last daemon stopped. Raises JournalError or OSError."""
+        await self._call(lambda: self._add(target))
+
+    async def drained(self, container_id: str) -> None:
+        """Write all that is in the pipes, an unfinished line at the end included, and return when it is durable.
+
+        For a container that has ended. Waits as long as the log's disk is full. Raises UnknownContainer.
+        """
+        while not await self._call(lambda: self._finish(container_id)):  # noqa: ASYNC110 - a disk does not say when it has room
+            await asyncio.sleep(RETRY / 4)
+
+    async def remove(self, container_id: str) -> None:
+        """Let go of a container's log; followers end. Quiet if there is none."""
+        await self._call(lambda: self._remove(container_id))
+
+    async def attach(self, container_id: str) -> dict[int, int]:
+        """Feed attached clients from now on; return the offset by stream of the first byte that will be fed.
+
+        Raises UnknownContainer.
+        """
+        return await self._call(lambda: self._attach(container_id))
+
+    async def detach(self, container_id: str) -> None:
+        """Nobody is attached any more. Quiet if the container is unknown."""
+        await self._call(lambda: self._detach(container_id))
+
+    async def offsets(self, container_id: str) -> dict[int, int]:
+        """Return how many bytes of each stream have been taken from the pipes. Raises UnknownContainer."""
+        return await self._call(lambda: self._offsets(container_id))
+
+    def notifier(self, container_id: str) -> Notifier | None:
+        """Return what tells of new records, or None when the container's log is not being written."""
+        container = self._containers.get(container_id)
+        return None if container is None else container.target.notifier
+
+    async def _call(self, action: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def answer(result: T | None, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type] # result is a T when there is no error
+
+        def command() -> None:
+            try:
+                result = action()
+            except Exception as error:
+                loop.call_soon_threadsafe(answer, None, error)
+            else:
+                loop.call_soon_threadsafe(answer, result, None)
+
+        self._commands.append(command)
+        os.eventfd_write(self._wake, 1)
+        return await future
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if self._sync_thread is not None:
+            self._sync_thread.join()
+        for container_id in list(self._containers):
+            self._remove(container_id)
+        self._epoll.close()
+        for descriptor in (self._wake, self._null, *self._scratch):
+            os.close(descriptor)
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for descriptor, _ in self._epoll.poll(self._until_retry()):
+                if descriptor == self._wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._wake)
+                elif descriptor in self._feeds:
+                    self._catch_up(self._feeds[descriptor])
+                elif descriptor in self._by_descriptor:
+                    self._guarded(*self._by_descriptor[descriptor])
+            while self._commands:
+                self._commands.popleft()()
+            self._retry()
+
+    def _until_retry(self) -> float:
+        if not self._retries:
+            return -1.0
+        return max(0.0, min(self._retries.values()) - time.monotonic())
+
+    def _retry(self) -> None:
+        now = time.monotonic()
+        for container_id in [each for each, at in self._retries.items() if at <= now]:
+            del self._retries[container_id]
+            container = self._containers[container_id]
+            for stream in sorted(container.pending) or container.target.streams:
+                self._guarded(container, stream)
+
+    def _guarded(self, container: _Container, stream: int) -> bool:
+        """Do one step; a container whose log fails is tried again later and holds up nobody else."""
+        try:
+            found = self._step(container, stream)
+        except Exception as error:
+            self._stall(container, error)
+            return False
+        if container.stalled:
+            self._go_on(container)
+        return found
+
+    def _stall(self, container: _Container, error: Exception) -> None:
+        if not container.stalled:
+            log.error(
+                "container %s: its log cannot be written and waits: %s", container.target.container_id, error,
+                exc_info=not isinstance(error, OSError),
+            )  # fmt: skip
+        container.stalled = True
+        self._retries[container.target.container_id] = time.monotonic() + RETRY
+        self._watch(container)
+
+    def _go_on(self, container: _Container) -> None:
+        log.info("container %s: its log is written again", container.target.container_id)
+        container.stalled = False
+        self._retries.pop(container.target.container_id, None)
+        self._watch(container)
+
+    def _watch(self, container: _Container) -> None:
+        """Poll the pipes of a container that is well, and its feed while it is behind."""
+        for stream, ends in container.target.streams.items():
+            wanted = not container.stalled and stream not in container.pending
+            if wanted and stream not in container.watched:
+                self._epoll.register(ends.a_read, select.EPOLLIN)
+                container.watched.add(stream)
+            elif not wanted and stream in container.watched:
+                self._epoll.unregister(ends.a_read)
+                container.watched.discard(stream)
+
+    def _step(self, container: _Container, stream: int) -> bool:
+        """Take one chunk from a stream into the log. Returns whether there was one."""
+        ends = container.target.streams[stream]
+        if stream not in container.pending:
+            if not pipes.move(ends.a_read, ends.b_write, self._room(container)):
+                return False
+            container.pending.add(stream)
+        chunk = pipes.peek(ends.b_read, self._scratch)
+        self._process(container, stream, cut(container.states[stream - 1], chunk), chunk)
+        container.pending.discard(stream)
+        return True
+
+    def _room(self, container: _Container) -> int:
+        """How many bytes to take at once, so that a file with a max-size does not grow far beyond it."""
+        sink = container.target.sink
+        if sink is None or not sink.file.rotation.max_size:
+            return pipes.CAPACITY
+        left = sink.file.rotation.max_size - sink.file.identity()[2]
+        if left <= 0:  # this chunk begins a new file
+            left = sink.file.rotation.max_size
+        return min(pipes.CAPACITY, max(256, left // 2))
+
+    def _process(self, container: _Container, stream: int, piece: Cut, chunk: bytes) -> None:
+        target, journal = container.target, container.journal
+        now = max(time.time_ns(), container.last_time + 1)
+        encoded = b"" if target.sink is None else target.sink.format.encode(stream, piece, now)
+        device = inode = before = 0
+        if encoded and target.sink is not None:
+            device, inode, before = target.sink.file.identity()
+            if target.sink.file.rotate_for(before):
+                device, inode, before = target.sink.file.identity()
+        states = list(container.states)
+        states[stream - 1] = piece.state
+        step = Step(
+            container.generation + 1, stream, len(chunk), device, inode, before, before + len(encoded), now,
+            (states[0], states[1]),
+        )  # fmt: skip
+        journal.write(step)
+        if encoded and target.sink is not None:
+            try:
+                target.sink.file.append(encoded)
+            except OSError:
+                target.sink.file.truncate(before)
+                journal.forget(step.generation)
+                raise
+        if chunk:
+            self._send(container, stream, piece.state.consumed - len(chunk), chunk)
+            pipes.empty(target.streams[stream].b_read, self._null)
+        journal.done = step.generation
+        container.generation = step.generation
+        container.states = states
+        container.last_time = now
+        if encoded:
+            target.notifier.notify()
+
+    def _send(self, container: _Container, stream: int, offset: int, chunk: bytes) -> None:
+        feed = container.target.feed
+        if feed is None or not feed.active:
+            return
+        feed.send(stream, offset, chunk)
+        self._watch_feed(container, feed)
+
+    def _watch_feed(self, container: _Container, feed: Feed) -> None:
+        watched = feed.fileno() in self._feeds
+        if feed.behind and not feed.broken and not watched:
+            self._feeds[feed.fileno()] = container
+            self._epoll.register(feed.fileno(), select.EPOLLOUT)
+        elif watched and (not feed.behind or feed.broken):
+            del self._feeds[feed.fileno()]
+            self._epoll.unregister(feed.fileno())
+
+    def _catch_up(self, container: _Container) -> None:
+        feed = container.target.feed
+        if feed is not None:
+            feed.catch_up()
+            self._watch_feed(container, feed)
+
+    # -- commands, in the thread ----------------------------------------------------------------------------------
+
+    def _add(self, target: LogTarget) -> None:
+        journal = None
+        try:
+            if target.container_id in self._containers:
+                raise OSError(f"the log of container {target.container_id} is being written already")
+            for ends in target.streams.values():
+                os.set_blocking(ends.a_read, False)
+                os.set_blocking(ends.b_read, False)
+            journal = Journal(target.journal_path)
+            container = self._recover(target, journal)
+        except BaseException:
+            if journal is not None:
+                journal.close()
+            target.close()
+            raise
+        self._containers[target.container_id] = container
+        for stream, ends in target.streams.items():
+            self._by_descriptor[ends.a_read] = (container, stream)
+            if stream in container.pending:
+                self._guarded(container, stream)
+        self._watch(container)
+        if target.feed is not None:
+            self._watch_feed(container, target.feed)
+
+    def _recover(self, target: LogTarget, journal: Journal) -> _Container:
+        last = journal.latest()
+        if last.generation == 0 and target.sink is not None:
+            target.sink.file.repair(target.sink.format)
+        if last.generation != journal.done:
+            if _was_written(target, last):
+                self._complete(target, last)
+                journal.done = last.generation
+            else:
+                if target.sink is not None and target.sink.file.identity()[2] > last.before:
+                    target.sink.file.truncate(last.before)
+                before = journal.before(last.generation)
+                journal.forget(last.generation)
+                last = before
+        container = _Container(target, journal, list(last.streams), last.generation, last.time_ns)
+        container.pending = {stream for stream, ends in target.streams.items() if pipes.waiting(ends.b_read)}
+        return container
+
+    def _complete(self, target: LogTarget, step: Step) -> None:
+        """The step's records are in the log: do what comes after, as far as it is not done."""
+        ends = target.streams.get(step.stream)
+        if ends is None or not pipes.waiting(ends.b_read):
+            return
+        if target.feed is not None:
+            chunk = pipes.peek(ends.b_read, self._scratch)
+            target.feed.send(step.stream, step.streams[step.stream - 1].consumed - step.length, chunk)
+        pipes.empty(ends.b_read, self._null)
+
+    def _find(self, container_id: str) -> _Container:
+        container = self._containers.get(container_id)
+        if container is None:
+            raise UnknownContainer(f"the log of container {container_id} is not being written")
+        return container
+
+    def _finish(self, container_id: str) -> bool:
+        container = self._find(container_id)
+        for stream in container.target.streams:
+            while self._guarded(container, stream):
+                pass
+            if container.stalled:
+                return False
+            state = container.states[stream - 1]
+            if state.held:
+                try:
+                    self._process(container, stream, finish(state), b"")
+                except OSError as error:
+                    self._stall(container, error)
+                    return False
+        if container.target.sink is not None:
+            container.target.sink.file.sync()
+        return True
+
+    def _remove(self, container_id: str) -> None:
+        container = self._containers.pop(container_id, None)
+        if container is None:
+            return
+        self._retries.pop(container_id, None)
+        for stream, ends in container.target.streams.items():
+            self._by_descriptor.pop(ends.a_read, None)
+            if stream in container.watched:
+                self._epoll.unregister(ends.a_read)
+        feed = container.target.feed
+        if feed is not None and self._feeds.pop(feed.fileno(), None) is not None:
+            self._epoll.unregister(feed.fileno())
+        if container.target.sink is not None:
+            try:
+                container.target.sink.file.sync()
+            except OSError as error:
+                log.error("container %s: its log may not be durable: %s", container_id, error)
+        container.target.close()
+        container.journal.close()
+        container.target.notifier.close()
+
+    def _attach(self, container_id: str) -> dict[int, int]:
+        container = self._find(container_id)
+        if container.target.feed is not None:
+            container.target.feed.active = True
+        return self._offsets(container_id)
+
+    def _detach(self, container_id: str) -> None:
+        container = self._containers.get(container_id)
+        if container is not None and container.target.feed is not None:
+            container.target.feed.stop()
+            self._watch_feed(container, container.target.feed)
+
+    def _offsets(self, container_id: str) -> dict[int, int]:
+        container = self._find(container_id)
+        return {stream: container.states[stream - 1].consumed for stream in container.target.streams}
+
+    # -- fsync ----------------------------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        while not self._sync_stop.wait(self._sync_interval):
+            for container in list(self._containers.values()):
+                sink = container.target.sink
+                if sink is None:
+                    continue
+                try:
+                    sink.file.sync()
+                except OSError as error:
+                    log.error("container %s: its log is not durable: %s", container.target.container_id, error)
+
+
+def _was_written(target: LogTarget, step: Step) -> bool:
+    """Whether the step's records are all in the log."""
+    if step.after == step.before or target.sink is None:
+        return True
+    device, inode, size = target.sink.file.identity()
+    if (device, inode) == (step.device, step.inode):
+        return size >= step.after
+    for path in history(target.sink.file.path):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if (status.st_dev, status.st_ino) == (step.device, step.inode):
+                return status.st_size >= step.after
+    return False
