@@ -1,1 +1,1 @@
-
+"""Networks of containers: addresses, links, firewall, published ports and names."""

@@ -1,0 +1,698 @@
+"""Containers' network namespaces: made with all they need before a container starts, changed while it runs, taken apart.
+
+Synchronous, on the network thread. Every operation either happens whole or leaves nothing.
+"""
+
+import contextlib
+import ipaddress
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from moorage_guest.api.types import EndpointIPAMConfig, EndpointSettings, HostConfig
+from moorage_guest.errors import EngineError, Forbidden, SystemError_
+from moorage_guest.net import hostfiles, links, namespaces, requests
+from moorage_guest.net.fabric import Fabric
+from moorage_guest.net.firewall import removal
+from moorage_guest.net.netd_client import NetdRefused
+from moorage_guest.net.netlink import Address, NetlinkError, RouteSocket, delete_link, hairpin
+from moorage_guest.net.nftables import Nftables, NftablesError
+from moorage_guest.net.ports import Wanted, api_ports, wanted_ports
+from moorage_guest.net.records import EndpointRecord, NetworkRecord, PortBindingRecord, SandboxRecord
+
+log = logging.getLogger(__name__)
+
+_RESOLVER_PORT = 61053
+
+#: Leads 127.0.0.11:53 to netd's sockets in the same namespace; conntrack turns the answers back.
+_RESOLVER_RULES = f"""
+add table ip moorage-dns
+add chain ip moorage-dns output {{ type nat hook output priority -100; }}
+flush chain ip moorage-dns output
+add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} udp dport 53 dnat to {hostfiles.RESOLVER}:{_RESOLVER_PORT}
+add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} tcp dport 53 dnat to {hostfiles.RESOLVER}:{_RESOLVER_PORT}
+"""
+
+
+@dataclass(frozen=True)
+class SandboxRequest:
+    """What a container wants of networks when it starts."""
+
+    container_id: str
+    name: str
+    hostname: str
+    host_config: HostConfig
+    endpoints: Mapping[str, EndpointSettings]
+    domainname: str = ""
+    exposed_ports: tuple[str, ...] = ()
+    mac_address: str = ""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What a container got: mount the three files, join the namespace, show the rest."""
+
+    container_id: str
+    netns_path: Path
+    endpoints: dict[str, EndpointSettings]
+    ports: dict[str, list[dict[str, str]] | None]
+    hosts_file: Path
+    resolv_conf: Path
+    hostname_file: Path
+
+
+@dataclass
+class Remains:
+    """What is left of sandboxes that were released: links to remove, then addresses to give back."""
+
+    links: list[str] = field(default_factory=list)
+    endpoints: list[EndpointRecord] = field(default_factory=list)
+
+
+class Sandboxes:
+    """Sandboxes by container. A container has at most one."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        fabric.netd.on_new = self.tell_netd
+
+    # -- whole sandboxes
+
+    def allocate(self, request: SandboxRequest) -> Sandbox:
+        """Make a namespace with an interface per network, publish ports, make names known, write the files."""
+        fabric = self._fabric
+        if request.container_id in fabric.sandboxes:
+            reap(fabric.route, self.release(request.container_id), fabric)
+        wanted = self._networks_of(request)
+        for network, settings in wanted:
+            requests.check_endpoint(network, settings)
+        host = request.host_config
+        embedded = any(user_defined(network) for network, _ in wanted)
+        names = hostfiles.resolution(fabric.config, host.dns, host.dns_search, host.dns_options, embedded=embedded)
+        record = SandboxRecord(
+            container_id=request.container_id,
+            name=request.name.lstrip("/"),
+            hostname=request.hostname,
+            domainname=request.domainname,
+            netns=str(fabric.exec_root.netns / request.container_id),
+            servers=names.upstream,
+            dns=tuple(host.dns),
+            dns_search=tuple(host.dns_search),
+            dns_options=tuple(host.dns_options),
+            resolver=embedded,
+            links=tuple(host.links),
+            extra_hosts=tuple(host.extra_hosts),
+            exposed=request.exposed_ports,
+            bindings={
+                port: [[binding.host_ip, binding.host_port] for binding in bindings]
+                for port, bindings in host.port_bindings.items()
+            },
+            publish_all=host.publish_all_ports,
+        )
+        ports = wanted_ports(record.bindings, record.exposed, publish_all=record.publish_all)
+        hostfiles.parse_extra_hosts(record.extra_hosts, self.host_gateways())
+        try:
+            for number, (network, settings) in enumerate(wanted):
+                mac = request.mac_address if number == 0 else ""
+                endpoint = self._plan(network, settings, record, number, mac)
+                record = replace(record, endpoints=(*record.endpoints, endpoint))
+            fabric.files.put(record)
+            self._build(record)
+            if ports:
+                record = self._publish(record, ports)
+            self._write_files(record, names)
+            fabric.sandboxes[record.container_id] = record
+            fabric.files.put(record)
+            self._tell(record)
+            self._update_linked(record)
+        except BaseException as error:
+            fabric.sandboxes[record.container_id] = record
+            with contextlib.suppress(OSError, EngineError):
+                reap(fabric.route, self.release(record.container_id), fabric)
+            if isinstance(error, OSError):
+                raise SystemError_(f"failed to set up container networking: {error}") from error
+            raise
+        return self.view(record)
+
+    def release(self, container_id: str) -> Remains:
+        """Withdraw ports and names, drop the namespace; quiet when there is no sandbox. `reap` does the rest."""
+        fabric = self._fabric
+        record = fabric.sandboxes.pop(container_id, None)
+        if record is None:
+            return Remains()
+        self._withdraw(record.ports)
+        with contextlib.suppress(OSError):
+            for endpoint in record.endpoints:
+                if self._is_user_defined(endpoint.network_id):
+                    fabric.netd.request("unname", network=endpoint.network_id, endpoint=endpoint.id)
+            if record.resolver:
+                fabric.netd.request("unsandbox", sandbox=container_id)
+        namespaces.remove(Path(record.netns))
+        fabric.files.delete(container_id)
+        return Remains(
+            [endpoint.host_link for endpoint in record.endpoints if endpoint.host_link], list(record.endpoints)
+        )
+
+    def view(self, record: SandboxRecord) -> Sandbox:
+        """Return what the rest of the engine sees of a sandbox."""
+        folder = self._fabric.data.container(record.container_id)
+        return Sandbox(
+            container_id=record.container_id,
+            netns_path=Path(record.netns),
+            endpoints={endpoint.network_name: endpoint_settings(endpoint) for endpoint in record.endpoints},
+            ports=api_ports(record.ports, record.exposed),
+            hosts_file=folder / "hosts",
+            resolv_conf=folder / "resolv.conf",
+            hostname_file=folder / "hostname",
+        )
+
+    def _networks_of(self, request: SandboxRequest) -> list[tuple[NetworkRecord, EndpointSettings]]:
+        """Return the networks to join, the one of the network mode first: it becomes eth0."""
+        found: dict[str, tuple[NetworkRecord, EndpointSettings]] = {}
+        mode = request.host_config.network_mode
+        mode = "bridge" if mode in ("", "default") else mode
+        for reference, settings in request.endpoints.items():
+            network = self._fabric.find("bridge" if reference == "default" else reference)
+            if network.config_only:
+                raise Forbidden(f"configuration network {network.name} cannot be used by containers")
+            if network.driver in ("host", "null"):
+                raise Forbidden(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) or host mode"
+                )
+            found[network.id] = (network, settings)
+        if not found:
+            network = self._fabric.find(mode)
+            found[network.id] = (network, EndpointSettings())
+        return sorted(found.values(), key=lambda pair: (mode not in (pair[0].name, pair[0].id), pair[0].name))
+
+    def _plan(
+        self, network: NetworkRecord, settings: EndpointSettings, sandbox: SandboxRecord, number: int, mac: str
+    ) -> EndpointRecord:
+        """Take addresses and names for an endpoint; gives them back itself when it fails."""
+        taken: list[tuple[int, Address]] = []
+        asked = settings.ipam_config or EndpointIPAMConfig()
+        try:
+            for version, static in ((4, asked.ipv4_address), (6, asked.ipv6_address)):
+                address = self._address(network, version, static)
+                if address is not None:
+                    taken.append((version, address))
+        except EngineError:
+            self._fabric.give_back_addresses(network, [address for _, address in taken])
+            raise
+        by_version = dict(taken)
+        four, six = by_version.get(4), by_version.get(6)
+        options = dict(settings.driver_opts or {})
+        prefix = network.options.get(requests.PREFIX, "") or "eth"
+        outward = not network.internal
+        l3 = network.driver == "ipvlan" and network.options.get("ipvlan_mode", "l2").startswith("l3")
+        if network.driver == "ipvlan":
+            mac = ""
+        else:
+            mac = (settings.mac_address or mac).lower().replace("-", ":") or (
+                links.mac_for(four) if four is not None else links.random_mac()
+            )
+        return EndpointRecord(
+            id=secrets.token_hex(32),
+            network_id=network.id,
+            network_name=network.name,
+            mac=mac,
+            ipv4=self._with_prefix(network, four),
+            ipv6=self._with_prefix(network, six),
+            gateway4=self._gateway(network, four) if outward and not l3 else "",
+            gateway6=self._gateway(network, six) if outward and not l3 else "",
+            host_link=f"{self._fabric.link_prefix}{secrets.token_hex(4)[:7]}" if network.driver == "bridge" else "",
+            link=options.get(links.IFNAME_OPTION) or f"{prefix}{number}",
+            dns_names=dns_names(sandbox, settings) if user_defined(network) else (),
+            aliases=tuple(settings.aliases or ()),
+            links=(*(settings.links or ()), *(sandbox.links if number == 0 and user_defined(network) else ())),
+            priority=settings.gw_priority,
+            driver_opts=options,
+            device_route=l3 and outward,
+            asked=settings.to_api(),
+        )
+
+    def _address(self, network: NetworkRecord, version: int, static: str) -> Address | None:
+        subnets = [subnet for subnet in network.subnets if subnet.version == version]
+        if not subnets:
+            return None
+        if static:
+            address = ipaddress.ip_address(static)
+            subnet = network.subnet_of(address)
+            if subnet is None:
+                return None
+            self._fabric.ipam.claim(subnet, address)
+            return address
+        failure: EngineError | None = None
+        for subnet in subnets:
+            try:
+                return self._fabric.ipam.allocate(subnet)
+            except Forbidden as error:
+                failure = error
+        raise failure or Forbidden("no available addresses on this network's address pools")
+
+    def _with_prefix(self, network: NetworkRecord, address: Address | None) -> str:
+        subnet = network.subnet_of(address) if address is not None else None
+        return f"{address}/{subnet.network.prefixlen}" if subnet is not None else ""
+
+    def _gateway(self, network: NetworkRecord, address: Address | None) -> str:
+        subnet = network.subnet_of(address) if address is not None else None
+        if subnet is None:
+            return ""
+        return subnet.aux.get(f"DefaultGatewayIPv{subnet.version}") or subnet.gateway
+
+    def _build(self, record: SandboxRecord) -> None:
+        """Make the namespace and everything in it."""
+        fabric = self._fabric
+        namespace = namespaces.create(Path(record.netns))
+        try:
+            with namespaces.inside(namespace), RouteSocket() as inner:
+                links.prepare_namespace(inner)
+                for endpoint in record.endpoints:
+                    links.plug(fabric.route, fabric.networks[endpoint.network_id], endpoint, namespace)
+                    links.configure(inner, endpoint)
+                links.default_routes(inner, record.endpoints)
+                if record.resolver:
+                    lead_to_resolver()
+        finally:
+            os.close(namespace)
+
+    # -- ports
+
+    def hold(self, port: PortBindingRecord) -> None:
+        """Bind a host port at netd."""
+        carry = self._fabric.config.userland_proxy or self._fabric.firewall is None
+        self._fabric.netd.request(
+            "hold",
+            key=port.key,
+            proto=port.proto,
+            host=port.host_ip,
+            port=port.host_port,
+            target=port.container_ip,
+            target_port=port.container_port,
+            carry=carry,
+        )
+
+    def unhold(self, port: PortBindingRecord) -> None:
+        """Free a host port."""
+        with contextlib.suppress(OSError):
+            self._fabric.netd.request("unhold", key=port.key)
+
+    def _publish(self, record: SandboxRecord, wanted: list[Wanted]) -> SandboxRecord:
+        """Publish on the endpoint that has the default route."""
+        endpoint = self._outlet(record)
+        if endpoint is None:
+            return record
+        fabric = self._fabric
+        network = fabric.networks[endpoint.network_id]
+        modes = {4: network.options.get(requests.MODE4, ""), 6: network.options.get(requests.MODE6, "")}
+        routed = [a for a in endpoint.addresses if modes[6 if ":" in a else 4] == "routed"]
+        mapped = [a for a in endpoint.addresses if a not in routed]
+        held: list[PortBindingRecord] = []
+        try:
+            for port in wanted:
+                held += [PortBindingRecord(port.proto, "", 0, a, port.container_port) for a in routed]
+                if mapped:
+                    held += fabric.ports.publish(
+                        port, mapped, self._default_bind(network), self, cross=fabric.config.userland_proxy
+                    )
+            fabric.change_firewall(fabric.port_rules(held))
+            if held and fabric.firewall is not None:
+                # Where the bridge calls the firewall, a container that uses its own published port is answered by the
+                # bridge, through the port the question came from.
+                fabric.route.send([hairpin(endpoint.host_link)])
+        except BaseException as error:
+            self._withdraw(held)
+            if isinstance(error, EngineError):
+                raise SystemError_(
+                    "failed to set up container networking: driver failed programming external connectivity on endpoint "
+                    f"{record.name} ({endpoint.id}): {error}"
+                ) from error
+            raise
+        return _with_endpoint(record, replace(endpoint, ports=tuple(held)))
+
+    def _default_bind(self, network: NetworkRecord) -> list[str]:
+        text = network.options.get(requests.HOST_BINDING, "") or self._fabric.config.default_bind
+        if text and text not in ("0.0.0.0", "::"):
+            return [text]
+        return ["0.0.0.0", "::"] if self._fabric.ipv6 else ["0.0.0.0"]
+
+    def _outlet(self, record: SandboxRecord) -> EndpointRecord | None:
+        """Return the endpoint that ports are published on."""
+        candidates = [
+            endpoint
+            for endpoint in record.endpoints
+            if (network := self._fabric.networks.get(endpoint.network_id)) is not None
+            and network.driver == "bridge"
+            and not network.internal
+        ]
+        return min(candidates, key=lambda e: (-e.priority, e.network_name), default=None)
+
+    def _withdraw(self, ports: Iterable[PortBindingRecord]) -> None:
+        ports = list(ports)
+        if not ports:
+            return
+        fabric = self._fabric
+        fabric.change_firewall(removal(fabric.port_rules(ports)))
+        for port in ports:
+            if port.host_port:
+                self.unhold(port)
+                fabric.ports.remove(port)
+
+    def _move_ports(self, record: SandboxRecord) -> SandboxRecord:
+        """Publish on another endpoint, with the same host ports, when the default route has moved."""
+        outlet = self._outlet(record)
+        holders = [endpoint for endpoint in record.endpoints if endpoint.ports]
+        if outlet is None or (holders and holders[0].id == outlet.id):
+            return record
+        wanted: list[Wanted] = []
+        for endpoint in holders:
+            wanted += [
+                Wanted(port.proto, port.container_port, port.host_ip, port.host_port, port.host_port)
+                for port in endpoint.ports
+            ]
+            self._withdraw(endpoint.ports)
+            record = _with_endpoint(record, replace(endpoint, ports=()))
+        if not holders:
+            wanted = wanted_ports(record.bindings, record.exposed, publish_all=record.publish_all)
+        return self._publish(record, wanted) if wanted else record
+
+    # -- names and files
+
+    def host_gateways(self) -> list[str]:
+        """Return what host-gateway stands for."""
+        if self._fabric.config.host_gateway_ips:
+            return list(self._fabric.config.host_gateway_ips)
+        default = next((n for n in self._fabric.networks.values() if n.is_default), None)
+        return [] if default is None else [g for g in (default.gateway(4), default.gateway(6)) if g]
+
+    def write_host_files(self, request: SandboxRequest, *, host_network: bool) -> Sandbox:
+        """Write the three files of a container that has no sandbox of its own: network mode host or none."""
+        fabric = self._fabric
+        host = request.host_config
+        folder = self._folder(request.container_id)
+        names = hostfiles.resolution(fabric.config, host.dns, host.dns_search, host.dns_options, embedded=False)
+        extra = hostfiles.parse_extra_hosts(host.extra_hosts, self.host_gateways())
+        if host_network:
+            plain = not (host.dns or host.dns_search or host.dns_options or fabric.config.dns)
+            with contextlib.suppress(OSError):
+                text = fabric.config.hosts.read_text(errors="surrogateescape")
+                lines = [f"{address}\t{name}" for name, address in extra]
+                hostfiles.write(folder / "hosts", text.rstrip("\n") + "\n" + "".join(f"{line}\n" for line in lines))
+            if plain and fabric.config.resolv_conf.exists():
+                text = fabric.config.resolv_conf.read_text(errors="surrogateescape")
+            else:
+                text = names.conf.text()
+            hostfiles.write(folder / "resolv.conf", text)
+        else:
+            hostfiles.write(folder / "resolv.conf", names.conf.text())
+        if not host_network or not (folder / "hosts").exists():
+            own = hostfiles.hosts_text([], request.hostname, request.domainname, extra, ipv6=fabric.ipv6)
+            hostfiles.write(folder / "hosts", own)
+        hostfiles.write(folder / "hostname", f"{request.hostname}\n")
+        return Sandbox(
+            request.container_id, Path(), {}, {}, folder / "hosts", folder / "resolv.conf", folder / "hostname"
+        )
+
+    def _folder(self, container_id: str) -> Path:
+        folder = self._fabric.data.container(container_id)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o710)
+        return folder
+
+    def _write_files(self, record: SandboxRecord, names: hostfiles.Resolution) -> None:
+        folder = self._folder(record.container_id)
+        extra = hostfiles.parse_extra_hosts(record.extra_hosts, self.host_gateways())
+        own = [address for endpoint in record.endpoints for address in endpoint.addresses]
+        text = hostfiles.hosts_text(
+            own, record.hostname, record.domainname, [], ipv6=any(e.ipv6 for e in record.endpoints) or self._fabric.ipv6
+        )
+        text += "".join(f"{line}\n" for line in self._link_lines(record))
+        text += "".join(f"{address}\t{name}\n" for name, address in extra)
+        hostfiles.write(folder / "hosts", text)
+        hostfiles.write(folder / "hostname", f"{record.hostname}\n")
+        note = (
+            f"Names of containers are answered here, others by: {', '.join(names.upstream)}" if names.upstream else ""
+        )
+        hostfiles.write(folder / "resolv.conf", names.conf.text(note))
+
+    def _link_lines(self, record: SandboxRecord) -> list[str]:
+        """Return hosts lines of links on the default network; elsewhere links are names that netd answers."""
+        default = next((e for e in record.endpoints if not self._is_user_defined(e.network_id)), None)
+        if default is None:
+            return []
+        lines = []
+        for link in record.links:
+            target_name, alias = split_link(link)
+            for other in self._fabric.sandboxes.values():
+                if other.container_id != record.container_id and answers_to(other, target_name):
+                    there = other.endpoint(default.network_id)
+                    for address in there.addresses if there is not None else ():
+                        words = dict.fromkeys((alias, other.hostname, other.name))
+                        lines.append(f"{address}\t{' '.join(word for word in words if word)}")
+        return lines
+
+    def _update_linked(self, record: SandboxRecord) -> None:
+        """Tell containers that are linked to this one its address of now."""
+        for other in self._fabric.sandboxes.values():
+            for link in other.links:
+                target, alias = split_link(link)
+                if other.container_id == record.container_id or not answers_to(record, target):
+                    continue
+                path = self._fabric.data.container(other.container_id) / "hosts"
+                with contextlib.suppress(OSError):
+                    old = [
+                        line.split()[0]
+                        for line in path.read_text(errors="replace").splitlines()
+                        if len(line.split()) > 1 and line.split()[1] == alias
+                    ]
+                    hostfiles.edit_hosts(path, old, self._link_lines(other))
+
+    def _tell(self, record: SandboxRecord) -> None:
+        """Make a sandbox's names known and its resolver serve."""
+        for endpoint in record.endpoints:
+            if self._is_user_defined(endpoint.network_id):
+                self._fabric.netd.request(
+                    "name",
+                    network=endpoint.network_id,
+                    endpoint=endpoint.id,
+                    names=list(endpoint.dns_names),
+                    addresses=endpoint.addresses,
+                )
+        if record.resolver:
+            self._tell_resolver(record)
+
+    def _tell_resolver(self, record: SandboxRecord) -> None:
+        namespace = namespaces.open_path(Path(record.netns))
+        if namespace is None:
+            raise SystemError_(f"network namespace {record.netns} of container {record.name} is gone")
+        places = [
+            {
+                "id": endpoint.network_id,
+                "name": endpoint.network_name,
+                "links": {alias: target for target, alias in map(split_link, endpoint.links)},
+            }
+            for endpoint in record.endpoints
+            if self._is_user_defined(endpoint.network_id)
+        ]
+        outward = any(e.gateway4 or e.gateway6 or e.device_route for e in record.endpoints)
+        servers = list(record.servers) if outward else []
+        try:
+            self._fabric.netd.request(
+                "sandbox", [namespace], sandbox=record.container_id, places=places, servers=servers
+            )
+        finally:
+            os.close(namespace)
+
+    def tell_netd(self) -> None:
+        """Tell a netd everything; what it cannot take, such as a port that was stolen, is logged."""
+        for record in self._fabric.sandboxes.values():
+            try:
+                self._tell(record)
+                for port in record.ports:
+                    if port.host_port:
+                        self.hold(port)
+            except NetdRefused as error:
+                log.error("netd could not take back what container %s has: %s", record.name, error)
+            except SystemError_ as error:
+                log.error("%s", error)
+
+    def _is_user_defined(self, network_id: str) -> bool:
+        network = self._fabric.networks.get(network_id)
+        return network is None or user_defined(network)
+
+    # -- live changes
+
+    def connect(self, container_id: str, network: NetworkRecord, settings: EndpointSettings) -> EndpointRecord:
+        """Plug a running container into one more network."""
+        fabric = self._fabric
+        record = fabric.sandboxes[container_id]
+        requests.check_endpoint(network, settings)
+        if record.endpoint(network.id) is not None:
+            raise Forbidden(f"endpoint with name {record.name} already exists in network {network.name}")
+        used = {endpoint.link for endpoint in record.endpoints}
+        prefix = network.options.get(requests.PREFIX, "") or "eth"
+        number = next(n for n in range(len(used) + 1) if f"{prefix}{n}" not in used)
+        endpoint = self._plan(network, settings, record, number, "")
+        before = record
+        record = replace(
+            record, endpoints=(*record.endpoints, endpoint), resolver=record.resolver or user_defined(network)
+        )
+        namespace = namespaces.open_path(Path(record.netns))
+        try:
+            if namespace is None:
+                raise SystemError_(f"network namespace {record.netns} of container {record.name} is gone")
+            fabric.files.put(record)
+            with namespaces.inside(namespace), RouteSocket() as inner:
+                links.plug(fabric.route, network, endpoint, namespace)
+                links.configure(inner, endpoint)
+                links.default_routes(inner, record.endpoints)
+                if record.resolver and not before.resolver:
+                    lead_to_resolver()
+            record = self._move_ports(record)
+            if record.resolver and not before.resolver:
+                names = hostfiles.resolution(
+                    fabric.config, record.dns, record.dns_search, record.dns_options, embedded=True
+                )
+                record = replace(record, servers=names.upstream)
+                hostfiles.write(self._folder(container_id) / "resolv.conf", names.conf.text())
+            lines = [hostfiles.own_line(a, record.hostname, record.domainname) for a in endpoint.addresses]
+            hostfiles.edit_hosts(self._folder(container_id) / "hosts", endpoint.addresses, lines)
+            self._tell(record)
+        except BaseException as error:
+            if namespace is not None:
+                with contextlib.suppress(OSError, EngineError):
+                    links.unplug(endpoint, namespace)
+                    with namespaces.inside(namespace), RouteSocket() as inner:
+                        links.default_routes(inner, before.endpoints)
+            fabric.files.put(before)
+            fabric.give_back([endpoint])
+            if isinstance(error, OSError):
+                raise SystemError_(
+                    f"failed to connect container {record.name} to network {network.name}: {error}"
+                ) from error
+            raise
+        finally:
+            if namespace is not None:
+                os.close(namespace)
+        fabric.sandboxes[container_id] = record
+        fabric.files.put(record)
+        return record.endpoint(network.id) or endpoint
+
+    def disconnect(self, container_id: str, network: NetworkRecord) -> EndpointRecord:
+        """Unplug a running container from a network."""
+        fabric = self._fabric
+        record = fabric.sandboxes[container_id]
+        endpoint = record.endpoint(network.id)
+        if endpoint is None:
+            raise SystemError_(f"container {container_id} is not connected to network {network.name}")
+        self._withdraw(endpoint.ports)
+        record = replace(record, endpoints=tuple(e for e in record.endpoints if e.id != endpoint.id))
+        fabric.sandboxes[container_id] = record
+        with contextlib.suppress(OSError):
+            if user_defined(network):
+                fabric.netd.request("unname", network=network.id, endpoint=endpoint.id)
+        namespace = namespaces.open_path(Path(record.netns))
+        if namespace is not None:
+            try:
+                links.unplug(endpoint, namespace)
+                with namespaces.inside(namespace), RouteSocket() as inner:
+                    links.default_routes(inner, record.endpoints)
+            except NetlinkError as error:
+                raise SystemError_(
+                    f"container {container_id} failed to leave network {network.name}: {error}"
+                ) from error
+            finally:
+                os.close(namespace)
+        record = self._move_ports(record)
+        fabric.sandboxes[container_id] = record
+        fabric.files.put(record)
+        with contextlib.suppress(OSError):
+            hostfiles.edit_hosts(self._folder(container_id) / "hosts", endpoint.addresses, ())
+        if record.resolver:
+            self._tell_resolver(record)
+        fabric.give_back([endpoint])
+        return endpoint
+
+    def rename(self, container_id: str, name: str) -> None:
+        """Answer to another name from now on."""
+        record = self._fabric.sandboxes.get(container_id)
+        if record is None:
+            return
+        old, new = record.name, name.lstrip("/")
+        endpoints = tuple(
+            replace(e, dns_names=tuple(dict.fromkeys(new if n == old else n for n in e.dns_names)))
+            for e in record.endpoints
+        )
+        record = replace(record, name=new, endpoints=endpoints)
+        self._fabric.sandboxes[container_id] = record
+        self._fabric.files.put(record)
+        self._tell(record)
+
+
+def reap(route: RouteSocket, remains: Remains, fabric: Fabric) -> None:
+    """Remove links and give their addresses back, at once."""
+    remove_links(route, remains.links)
+    fabric.give_back(remains.endpoints)
+
+
+def remove_links(route: RouteSocket, names: Iterable[str]) -> None:
+    """Remove interfaces by name, all in one go; quiet about those that are gone."""
+    found = [link for link in map(route.link, names) if link is not None]
+    route.send(delete_link(link.index, link.name) for link in found)
+
+
+def lead_to_resolver() -> None:
+    """Set the rules of the resolver's address in the namespace that the calling thread is in."""
+    nft = Nftables()
+    try:
+        nft.run(_RESOLVER_RULES)
+    except NftablesError as error:
+        raise SystemError_(f"failed to lead {hostfiles.RESOLVER}:53 to the resolver: {error}") from error
+    finally:
+        nft.close()
+
+
+def user_defined(network: NetworkRecord) -> bool:
+    """Whether containers have names in a network; they have none in the default one."""
+    return not network.is_default and network.driver not in ("host", "null")
+
+
+def dns_names(sandbox: SandboxRecord, settings: EndpointSettings) -> tuple[str, ...]:
+    """Return the names an endpoint answers to: the container's, its aliases, its short id, its host name."""
+    names = [sandbox.name, *(settings.aliases or ()), sandbox.container_id[:12], sandbox.hostname]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def split_link(link: str) -> tuple[str, str]:
+    """Split "container:alias"; without alias the container's name is it."""
+    target, _, alias = link.partition(":")
+    target = target.rsplit("/", 1)[-1] if target.startswith("/") else target
+    return target, (alias or target).rsplit("/", 1)[-1]
+
+
+def answers_to(sandbox: SandboxRecord, reference: str) -> bool:
+    """Whether a link's target means this container."""
+    return reference == sandbox.name or (len(reference) >= 12 and sandbox.container_id.startswith(reference))
+
+
+def _with_endpoint(record: SandboxRecord, endpoint: EndpointRecord) -> SandboxRecord:
+    return replace(record, endpoints=tuple(endpoint if e.id == endpoint.id else e for e in record.endpoints))
+
+
+def endpoint_settings(endpoint: EndpointRecord) -> EndpointSettings:
+    """Return an endpoint as the API shows it: what was asked for and what it got."""
+    settings = EndpointSettings.model_validate(endpoint.asked)
+    four, six = endpoint.interface4, endpoint.interface6
+    settings.mac_address = endpoint.mac
+    settings.network_id = endpoint.network_id
+    settings.endpoint_id = endpoint.id
+    settings.gateway = endpoint.gateway4
+    settings.ip_address = str(four.ip) if four else ""
+    settings.ip_prefix_len = four.network.prefixlen if four else 0
+    settings.ipv6_gateway = endpoint.gateway6
+    settings.global_ipv6_address = str(six.ip) if six else ""
+    settings.global_ipv6_prefix_len = six.network.prefixlen if six else 0
+    settings.dns_names = list(endpoint.dns_names) or None
+    return settings
