@@ -104,6 +104,11 @@ class EventBus:
         finally:
             self._queues.discard(queue)
 
+    @property
+    def listeners(self) -> int:
+        """How many follow now."""
+        return len(self._queues)
+
     def dump(self) -> list[dict[str, object]]:
         """Return the history as plain records, for the store."""
         return [

@@ -1,0 +1,212 @@
+"""moored: command line, start-up order, signals and shutdown of the daemon.
+
+What it is made of is put together in `graph`; this module decides when each part starts and ends.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from moorage_contract.daemon_config import DaemonConfig, add_arguments, flags_from_namespace
+from moorage_contract.version import API_VERSION, ENGINE_VERSION
+
+from moorage_guest.engine.shims import Agent
+from moorage_guest.graph import Graph
+from moorage_guest.listeners import Listener, ListenError, TlsFiles, open_listener
+from moorage_guest.liveconfig import ConfigFileError, LiveConfig, add_own_arguments, load
+from moorage_guest.paths import DataRoot, ExecRoot
+from moorage_guest.pidfile import AlreadyRunning, PidFile
+from moorage_guest.store import StoreError
+
+log = logging.getLogger("moored")
+
+LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line: dockerd's flags, made from the declarations of daemon.json, and a few of its own."""
+    result = argparse.ArgumentParser(
+        prog="moored", allow_abbrev=False, description="Container daemon that speaks the Docker Engine API."
+    )
+    add_own_arguments(result)
+    add_arguments(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon until it is told to stop; return its exit status.
+
+    Blocks. Used by the console script and, in a forked child, by the agent's zygote.
+    """
+    command_line = parser()
+    options = command_line.parse_args(sys.argv[1:] if argv is None else list(argv))
+    if options.version:
+        sys.stdout.write(f"Moorage engine {ENGINE_VERSION} (Engine API {API_VERSION})\n")
+        return 0
+    try:
+        flags = flags_from_namespace(options)
+    except argparse.ArgumentTypeError as error:
+        command_line.error(str(error))
+    data_root = Path(str(flags.get("data-root", DaemonConfig().data_root)))
+    path = Path(options.config_file) if options.config_file else DataRoot(data_root).config_file
+    must_exist = options.config_file is not None and options.validate
+    try:
+        if options.validate:
+            load(path, flags, must_exist=must_exist)
+            sys.stderr.write("configuration OK\n")
+            return 0
+        config = LiveConfig(path, flags, must_exist=False)
+    except ConfigFileError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    _set_up_logging(config.current)
+    for notice in config.current.notices:
+        log.warning("%s", notice)
+    # From here on SIGHUP must not kill: one that comes before the daemon listens to it is acted on then.
+    early = _EarlySignals()
+    try:
+        exec_root = ExecRoot(Path(config.current.exec_root))
+        with PidFile(_pid_path(config.current, exec_root), exec_root.root / "moored.lock"):
+            return asyncio.run(_serve(config, exec_root, early))
+    except (AlreadyRunning, ListenError, StoreError) as error:
+        log.error("%s", error)
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+class _EarlySignals:
+    """Remembers signals that arrive before the event loop handles them."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _frame: self.seen.append(received))
+
+
+def _pid_path(config: DaemonConfig, exec_root: ExecRoot) -> Path:
+    return Path(config.pidfile) if "pidfile" in config.given else exec_root.root / "moored.pid"
+
+
+def _set_up_logging(config: DaemonConfig) -> None:
+    level = logging.DEBUG if config.debug else LEVELS[config.log_level]
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    handler = logging.StreamHandler(sys.stderr)
+    if config.log_format == "json":
+        layout = '{"level":"%(levelname)s","msg":"%(message)s","time":"%(asctime)s"}'
+    else:
+        layout = 'time="%(asctime)s.%(msecs)03dZ" level=%(levelname)s msg="%(message)s" module=%(name)s'
+    formatter = logging.Formatter(layout, datefmt="%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    root.addHandler(handler)
+    root.setLevel(level)
+    for noisy in ("asyncio", "pyroute2", "aiohttp"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+
+
+async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals) -> int:
+    """Start everything in order, wait for a signal, end everything in reverse."""
+    data_root = DataRoot(Path(config.current.data_root))
+    data_root.root.mkdir(parents=True, exist_ok=True)
+    exec_root.root.mkdir(parents=True, exist_ok=True)
+    stop = asyncio.Event()
+    reload = asyncio.Event()
+    _take_signals(stop, reload, early)
+    async with contextlib.AsyncExitStack() as stack:
+        agent = await Agent.connect(exec_root, data_root=data_root)
+        stack.push_async_callback(agent.close)
+        listeners = await _listen(config.current, agent, exec_root)
+        for listener in listeners:
+            stack.callback(listener.close)
+        graph = Graph(config, data_root, exec_root, agent)
+        stack.push_async_callback(graph.close)
+        await graph.start()
+        for listener in listeners:
+            await graph.server.serve(listener.socket, tls=listener.tls)
+        await agent.ready()
+        log.info("Daemon has completed initialization")
+        for listener in listeners:
+            log.info("API listen on %s", listener.path or listener.socket.getsockname())
+        await _until_stopped(graph, stop, reload)
+        log.info("Processing signal: stopping")
+        await graph.shut_down()
+    log.info("Daemon shutdown complete")
+    return 0
+
+
+async def _listen(config: DaemonConfig, agent: Agent, exec_root: ExecRoot) -> list[Listener]:
+    """Open the sockets asked for, or take the supervisor's; there always is one."""
+    supervised = await agent.listener()
+    found = [Listener(supervised)] if supervised is not None else []
+    tls = None
+    if config.tls or config.tlsverify:
+        home = Path(os.environ.get("DOCKER_CERT_PATH", "/etc/docker"))
+        tls = TlsFiles(
+            config.tlscacert or str(home / "ca.pem"),
+            config.tlscert or str(home / "cert.pem"),
+            config.tlskey or str(home / "key.pem"),
+            config.tlsverify,
+        )
+    hosts = config.hosts or (() if found else (f"unix://{exec_root.docker_sock}",))
+    group = config.group if "group" in config.given else ""
+    try:
+        for host in hosts:
+            found.append(open_listener(host, tls, group))
+    except ListenError:
+        for listener in found:
+            listener.close()
+        raise
+    return found
+
+
+def _take_signals(stop: asyncio.Event, reload: asyncio.Event, early: _EarlySignals) -> None:
+    """SIGTERM and SIGINT stop, the third one at once; SIGHUP reloads. What came early counts."""
+    loop = asyncio.get_running_loop()
+    count = 0
+
+    def on_stop(number: int) -> Callable[[], None]:
+        def handler() -> None:
+            nonlocal count
+            count += 1
+            stop.set()
+            if count >= 3:
+                log.error("Forcing daemon shutdown without cleanup: %d signals", count)
+                os._exit(128 + number)
+
+        return handler
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop(number))
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    if signal.SIGHUP in early.seen:
+        reload.set()
+    if any(number != signal.SIGHUP for number in early.seen):
+        stop.set()
+
+
+async def _until_stopped(graph: Graph, stop: asyncio.Event, reload: asyncio.Event) -> None:
+    """Act on SIGHUP until told to stop."""
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            reloading = asyncio.ensure_future(reload.wait())
+            await asyncio.wait({stopping, reloading}, return_when=asyncio.FIRST_COMPLETED)
+            reloading.cancel()
+            if reload.is_set():
+                reload.clear()
+                graph.reload()
+    finally:
+        stopping.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

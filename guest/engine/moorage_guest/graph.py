@@ -1,0 +1,180 @@
+"""The daemon's parts, put together once: who gets whom, started and ended in order."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from moorage_contract.daemon_config import DaemonConfig, as_json
+
+from moorage_guest import sysinfo
+from moorage_guest.api import build, containers, exec, images, networks, off, system, volumes
+from moorage_guest.api.server import ApiServer, Route
+from moorage_guest.engine import restore
+from moorage_guest.engine.containers import Containers
+from moorage_guest.engine.shims import Agent
+from moorage_guest.engineconfig import engine_settings, net_config
+from moorage_guest.events import EventBus
+from moorage_guest.images.layers import Layers
+from moorage_guest.images.store import Images
+from moorage_guest.info import engine_id, engine_info
+from moorage_guest.liveconfig import ConfigFileError, LiveConfig
+from moorage_guest.logs.pump import Pump
+from moorage_guest.net.networks import Networks
+from moorage_guest.paths import DataRoot, ExecRoot
+from moorage_guest.store import Store
+from moorage_guest.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+
+class Graph:
+    """Everything but the listening sockets. `start`, then serve; `shut_down` on a signal; `close` always."""
+
+    def __init__(self, config: LiveConfig, data_root: DataRoot, exec_root: ExecRoot, agent: Agent) -> None:
+        self.config = config
+        self.data_root = data_root
+        self.agent = agent
+        self.store = Store(data_root.database)
+        self.events = EventBus()
+        self.identity = engine_id(self.store)
+        self.pump = Pump()
+        self.images = Images(data_root, self.store, self.events)
+        self.layers = Layers(data_root, self.store, self.images)
+        self.volumes = Volumes(self.store, self.events, data_root)
+        self.networks = Networks(
+            self.store, self.events, data_root, exec_root, net_config(config.current), self._start_netd
+        )
+        self.containers = Containers(
+            store=self.store,
+            events=self.events,
+            agent=agent,
+            pump=self.pump,
+            images=self.images,
+            layers=self.layers,
+            networks=self.networks,
+            volumes=self.volumes,
+            data_root=data_root,
+            exec_root=exec_root,
+            settings=engine_settings(config.current),
+        )
+        self._exec_root = exec_root
+        self.server = ApiServer(self._routes())
+
+    async def _start_netd(self) -> Any:
+        return await self.agent.spawn_netd([str(self._exec_root.net)])
+
+    def _routes(self) -> list[Route]:
+        service = system.SystemService(
+            events=self.events,
+            info=self.info,
+            disk_usage=self.disk_usage,
+            login=self.login,
+            agent=self.agent,
+            components=_components,
+        )
+        return [
+            *system.routes(service),
+            *containers.routes(self.containers),
+            *exec.routes(self.containers),
+            *images.routes(self.images),
+            *build.routes(self.images),
+            *networks.routes(self.networks, self.containers),
+            *volumes.routes(self.volumes),
+            *off.routes(lambda: self.config.current.live_restore),
+        ]
+
+    async def start(self) -> None:
+        """Take back what runs, then free what nobody holds. Raises StoreError or OSError when the roots are unusable."""
+        self.pump.start()
+        await self.images.start()
+        await restore.start(self.containers)
+        await self.images.sweep()
+
+    def reload(self) -> None:
+        """Put reloadable settings of daemon.json in force, all or none; a fault is logged and the old ones stay."""
+        try:
+            changed = self.config.reload()
+            settings = engine_settings(self.config.current)
+        except ConfigFileError as error:
+            log.error("Failed to reload the configuration: %s", error)
+            return
+        self.containers.settings = settings
+        current = self.config.current
+        logging.getLogger().setLevel(logging.DEBUG if current.debug else logging.INFO)
+        self.events.publish("daemon", "reload", self.identity, _reload_attributes(current))
+        log.info("Reloaded configuration: %s", ", ".join(changed) or "nothing changed")
+
+    async def shut_down(self) -> None:
+        """Stop answering; with live restore off, stop the containers too."""
+        await self.server.close()
+        await restore.shut_down(self.containers)
+
+    async def close(self) -> None:
+        """End threads and connections. Containers, networks and mounts stay."""
+        await self.server.close()
+        await self.containers.close()
+        await self.pump.stop()
+        await self.networks.close()
+        await self.layers.close()
+        await self.images.close()
+        self.store.close()
+
+    # -- answers that need everybody -----------------------------------------------------------------------------------
+
+    async def info(self) -> dict[str, Any]:
+        """Return the answer of GET /info."""
+        warnings = [*self.networks.warnings]
+        warnings += [f"container {key} is unmanaged: {reason}" for key, reason in self.containers.unmanaged.items()]
+        if self.store.set_aside is not None:
+            warnings.append(f"the state database was damaged and was set aside as {self.store.set_aside}")
+        return await asyncio.to_thread(
+            engine_info,
+            self.config.current,
+            identity=self.identity,
+            counts=self.containers.counts(),
+            images=len(self.images.all()),
+            driver="overlay2",
+            driver_status=[["Backing Filesystem", "extfs"], ["Supports d_type", "true"]],
+            data_root=self.data_root.root,
+            listeners=self.events.listeners,
+            tasks=len(asyncio.all_tasks()),
+            warnings=warnings,
+        )
+
+    async def disk_usage(self, wanted: set[str]) -> dict[str, Any]:
+        """Return the answer of GET /system/df."""
+        return await images.disk_usage(self.images, self.containers, self.volumes, wanted)
+
+    async def login(self, credentials: dict[str, Any]) -> dict[str, Any]:
+        """Check registry credentials by asking the registry."""
+        return await images.login(self.images, credentials)
+
+
+def _components() -> list[dict[str, Any]]:
+    """Return the programs beside the engine that GET /version names."""
+    found = []
+    for name, program in (("crun", "crun"), ("docker-init", "tini")):
+        version = sysinfo.program_version(program)
+        if version:
+            found.append({"Name": name, "Version": version, "Details": {"GitCommit": ""}})
+    return found
+
+
+def _reload_attributes(config: DaemonConfig) -> Mapping[str, str]:
+    """Return what dockerd's reload event tells of the settings in force."""
+    return {
+        "name": sysinfo.hostname(),
+        "debug": str(config.debug).lower(),
+        "labels": str(as_json(config.labels)),
+        "live-restore": str(config.live_restore).lower(),
+        "max-concurrent-downloads": str(config.max_concurrent_downloads),
+        "max-concurrent-uploads": str(config.max_concurrent_uploads),
+        "max-download-attempts": str(config.max_download_attempts),
+        "default-runtime": config.default_runtime,
+        "insecure-registries": str(as_json(config.insecure_registries)),
+        "registry-mirrors": str(as_json(config.registry_mirrors)),
+        "shutdown-timeout": str(config.shutdown_timeout),
+        "default-shm-size": str(config.default_shm_size),
+        "default-ipc-mode": config.default_ipc_mode,
+    }
