@@ -17,9 +17,6 @@ from moorage_guest.logs.formats import Format
 
 log = logging.getLogger(__name__)
 
-#: How much of the file's end is looked at for the damage of a power cut; longer than any record.
-_TAIL = 1 << 17
-
 
 @dataclass(frozen=True)
 class Rotation:
@@ -97,19 +94,11 @@ class LogFile:
     def repair(self, format_: Format) -> int:
         """Cut off what a power cut left at the end: half a record, zeros. Returns the bytes removed."""
         size = os.fstat(self._descriptor).st_size
-        start = max(0, size - _TAIL)
-        block = os.pread(self._descriptor, size - start, start)
-        end = len(block.rstrip(b"\0"))
-        if start:
-            first = block.find(b"\n") + 1
-            sound = first + format_.sound(block[first:end]) if first else len(block)
-        else:
-            sound = format_.sound(block[:end])
-        removed = len(block) - sound
-        if removed:
-            log.warning("%s: cut %d bytes of an unfinished record off its end", self.path, removed)
-            self.truncate(start + sound)
-        return removed
+        sound = format_.sound(self._descriptor) if size else 0
+        if sound < size:
+            log.warning("%s: cut %d bytes of an unfinished record off its end", self.path, size - sound)
+            self.truncate(sound)
+        return size - sound
 
     def rotate_for(self, size: int) -> bool:
         """Begin a new file if this one is full (it holds ``max_size`` or more). Returns whether it did.

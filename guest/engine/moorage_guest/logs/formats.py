@@ -32,15 +32,24 @@ class Format(Protocol):
         """Return the records of a cut. ``time_ns`` is larger than in any record before."""
 
     def whole(self, block: bytes) -> int:
-        """Return the length of the longest beginning of ``block`` that consists of whole records."""
+        """Return the length of the longest beginning of ``block`` that consists of whole records.
 
-    def sound(self, block: bytes) -> int:
-        """Like `whole`, for the end of a file after a power cut: also leaves out records that make no sense."""
+        ``block`` begins with a record.
+        """
+
+    def sound(self, descriptor: int) -> int:
+        """Return how long the part of an open file is that makes sense; behind it is what a power cut left."""
 
     def decode(self, block: bytes) -> Iterator[Run]:
         """Return the runs in a block of whole records. Damaged records are left out."""
 
-    def last(self, block: bytes, count: int) -> tuple[int, int]:
-        """Return (offset, found): where the last ``count`` lines of the block of whole records begin, and how many
-        lines there are from there on, fewer than ``count`` if the block has not as many. A record without a newline at
-        its end belongs to the line that the next record goes on with."""
+    def align(self, block: bytes) -> int | None:
+        """Return where the first record begins in a block that may begin inside one, or None if it cannot be told."""
+
+    def last(self, block: bytes, count: int, *, from_start: bool) -> tuple[int, int]:
+        """Return (offset, found): a record at ``offset`` from which on there are ``found`` lines, ``count`` or as few
+        more as possible, or fewer if the block has not as many.
+
+        The block ends with a whole record; unless ``from_start`` it may begin inside one. A record without a newline
+        at its end belongs to the line that the next one goes on with.
+        """

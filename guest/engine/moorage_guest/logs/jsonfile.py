@@ -6,6 +6,7 @@ together carry the same time, so they differ in nothing but their text.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 
 from moorage_guest.logs.formats import STDERR, STDOUT, STREAM_NAMES, Run
@@ -13,6 +14,9 @@ from moorage_guest.logs.records import Cut
 from moorage_guest.logs.times import parse, short_text
 
 _OPEN = b'{"log":"'
+
+#: How much of a file's end is looked at for the damage of a power cut; longer than any record.
+_TAIL = 1 << 17
 _STREAM = b'","stream":"'
 
 #: What stands for itself in a JSON string, and the newline, which is dealt with apart.
@@ -86,15 +90,21 @@ class JsonFile:
         """See `Format.whole`."""
         return block.rfind(b"\n") + 1
 
-    def sound(self, block: bytes) -> int:
+    def sound(self, descriptor: int) -> int:
         """See `Format.sound`."""
+        size = os.fstat(descriptor).st_size
+        start = max(0, size - _TAIL)
+        block = os.pread(descriptor, size - start, start).rstrip(b"\0")
+        first = block.find(b"\n") + 1 if start else 0
+        if start and not first:
+            return size  # a record longer than any of ours: leave it alone
         end = self.whole(block)
-        while end:
-            start = block.rfind(b"\n", 0, end - 1) + 1
-            if _decode_record(block[start:end], 0) is not None:
-                return end
-            end = start
-        return 0
+        while end > first:
+            begin = block.rfind(b"\n", 0, end - 1) + 1
+            if _decode_record(block[begin:end], 0) is not None:
+                break
+            end = begin
+        return start + end
 
     def decode(self, block: bytes) -> Iterator[Run]:
         """See `Format.decode`."""
@@ -109,17 +119,28 @@ class JsonFile:
                 end = run.end
             position = end
 
-    def last(self, block: bytes, count: int) -> tuple[int, int]:
+    def align(self, block: bytes) -> int | None:
+        """See `Format.align`."""
+        return block.find(b"\n") + 1 or None
+
+    def last(self, block: bytes, count: int, *, from_start: bool) -> tuple[int, int]:
         """See `Format.last`."""
+        first = 0 if from_start else block.find(b"\n") + 1
         found = 0
         end = len(block)
-        while end and found < count:
-            start = block.rfind(b"\n", 0, end - 1) + 1
-            previous = block.rfind(b"\n", 0, start - 1) + 1 if start else 0
-            goes_on = start > 0 and not _ends_line(block, previous, start)
-            if not goes_on:
-                found += 1
+        while end > first:
+            start = block.rfind(b"\n", first, end - 1) + 1 or first
+            # The record before decides whether this one begins a line; without one in sight it does not count.
+            if start > first:
+                before = block.rfind(b"\n", first, start - 1) + 1 or first
+                begins = _ends_line(block, before, start)
+            else:
+                begins = from_start
             end = start
+            if begins:
+                found += 1
+                if found == count:
+                    break
         return end, found
 
 
