@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import platform
 import subprocess
 import tarfile
@@ -139,7 +138,7 @@ def cached(name: str, make: Callable[[], bytes]) -> Path:
         with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as file:
             file.write(make())
         Path(file.name).chmod(0o644)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     return path
 
 

@@ -1,0 +1,225 @@
+"""Routes of images: list, inspect, load, save, pull, push, import, tag, remove, prune, search.
+
+What they do is in `moorage_guest.images`; builds are in `api.build`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from moorage_guest.api.server import (
+    ApiRequest,
+    Route,
+    empty_response,
+    filters,
+    json_response,
+    query_bool,
+    stream_response,
+)
+from moorage_guest.errors import EngineError, InvalidParameter
+from moorage_guest.images import importing, listing, loading, names, platforms, saving
+from moorage_guest.images.store import Image, Images
+from moorage_guest.images.streams import BufferedSource, ProgressQueue, failure, with_body
+
+log = logging.getLogger(__name__)
+
+
+def routes(images: Images) -> list[Route]:
+    """Return the routes of this area."""
+    handlers = _Handlers(images)
+    name = "{name:.+}"
+    return [
+        Route("GET", "/images/json", handlers.list_all),
+        Route("POST", "/images/load", handlers.load),
+        Route("GET", "/images/get", handlers.save_many),
+        Route("POST", "/images/prune", handlers.prune),
+        Route("GET", f"/images/{name}/get", handlers.save_one),
+        Route("GET", f"/images/{name}/json", handlers.inspect),
+        Route("GET", f"/images/{name}/history", handlers.history),
+        Route("POST", f"/images/{name}/tag", handlers.tag),
+        Route("DELETE", f"/images/{name}", handlers.remove),
+    ]
+
+
+@dataclass
+class _Handlers:
+    images: Images
+
+    async def list_all(self, request: ApiRequest) -> web.StreamResponse:
+        found = listing.list_images(
+            self.images,
+            filters(request, listing.LIST_FILTERS),
+            everything=query_bool(request, "all"),
+            shared_size=query_bool(request, "shared-size"),
+        )
+        if request.api_version < (1, 44):
+            for each in found:
+                each["VirtualSize"] = each["Size"]
+        if request.api_version < (1, 43):
+            for each in found:
+                if not each["RepoTags"] and not each["RepoDigests"]:
+                    each["RepoTags"], each["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]
+        return json_response(found)
+
+    async def inspect(self, request: ApiRequest) -> web.StreamResponse:
+        image = self.images.resolve(request.match_info["name"])
+        return json_response(listing.inspect(self.images, image, request.api_version))
+
+    async def history(self, request: ApiRequest) -> web.StreamResponse:
+        return json_response(listing.history(self.images, self.images.resolve(request.match_info["name"])))
+
+    async def tag(self, request: ApiRequest) -> web.StreamResponse:
+        image = self.images.resolve(request.match_info["name"])
+        repository = request.query.get("repo", "")
+        if not repository:
+            raise InvalidParameter("invalid reference format: repo is missing")
+        wanted = names.parse(importing.tags_from_query(repository, request.query.get("tag", "")))
+        await asyncio.to_thread(self.images.tag, image, wanted)
+        return empty_response(201)
+
+    async def remove(self, request: ApiRequest) -> web.StreamResponse:
+        done = await self.images.remove(
+            request.match_info["name"], force=query_bool(request, "force"), prune=not query_bool(request, "noprune")
+        )
+        return json_response(done)
+
+    async def prune(self, request: ApiRequest) -> web.StreamResponse:
+        wanted = filters(request, listing.PRUNE_FILTERS)
+        dangling = listing.boolean("dangling", wanted.get("dangling", []))
+        until = min((listing.timestamp(each) for each in wanted.get("until", [])), default=None)
+
+        def keep(image: Image) -> bool:
+            labels = listing.labels_of(image)
+            return not all(listing.label_matches(labels, each) for each in wanted.get("label", [])) or any(
+                listing.label_matches(labels, each) for each in wanted.get("label!", [])
+            )
+
+        done, freed = await self.images.prune(dangling=dangling is not False, until=until, keep=keep)
+        self.images.events.publish("image", "prune", "", {"reclaimed": str(freed)})
+        return json_response({"ImagesDeleted": done or None, "SpaceReclaimed": freed})
+
+    # -- archives -----------------------------------------------------------------------------------------------------
+
+    async def load(self, request: ApiRequest) -> web.StreamResponse:
+        platform = _platform(request)
+        quiet = query_bool(request, "quiet")
+
+        async def work(progress: ProgressQueue) -> None:
+            await with_body(
+                request.content,
+                lambda file: loading.load(
+                    self.images, BufferedSource(file.read_some), progress.send, quiet=quiet, platform=platform
+                ),
+            )
+
+        return await streamed(request, work)
+
+    async def save_one(self, request: ApiRequest) -> web.StreamResponse:
+        return await self._save(request, [request.match_info["name"]])
+
+    async def save_many(self, request: ApiRequest) -> web.StreamResponse:
+        wanted = [name for value in request.query.getall("names", []) for name in value.split(",") if name]
+        if not wanted:
+            raise InvalidParameter("no image to save: give names")
+        return await self._save(request, wanted)
+
+    async def _save(self, request: ApiRequest, wanted: list[str]) -> web.StreamResponse:
+        chosen = saving.select(self.images, wanted, _platform(request))
+        owner = f"save:{id(request)}"
+        for image, _ in chosen:
+            self.images.content.holds.hold(owner, [image.id, image.manifest, *(layer.digest for layer in image.layers)])
+        try:
+            response = await stream_response(request, "application/x-tar")
+            await send_parts(request, response, saving.save(self.images, chosen))
+            await response.write_eof()
+        finally:
+            await asyncio.to_thread(self.images.content.holds.release, owner)
+        for image, tags in chosen:
+            self.images.publish("save", image, names.parse(tags[0]).familiar if tags else image.id)
+        return response
+
+
+def _platform(request: ApiRequest) -> platforms.Platform | None:
+    """Read the parameter ``platform``: a JSON object of OCI, or os/architecture."""
+    text = request.query.get("platform", "")
+    if not text:
+        return None
+    if not text.startswith("{"):
+        return platforms.parse(text)
+    return platforms.from_json(text)
+
+
+async def streamed(
+    request: ApiRequest, work: "Callable[[ProgressQueue], Any]", content_type: str = "application/json"
+) -> web.StreamResponse:
+    """Answer with the messages that ``work`` sends.
+
+    An error before the first message is answered with its status, a later one in the stream, as dockerd does.
+    """
+    progress = ProgressQueue()
+    failed: list[BaseException] = []
+
+    async def run() -> None:
+        try:
+            await work(progress)
+        except (EngineError, OSError) as error:
+            failed.append(error)
+        finally:
+            progress.end()
+
+    task = asyncio.get_running_loop().create_task(run(), name=f"{request.method} {request.path}")
+    response: web.StreamResponse | None = None
+    try:
+        async for lines in progress.lines():
+            if response is None:
+                response = await stream_response(request, content_type)
+            await response.write(lines)
+        await task
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    if failed:
+        log.info("%s %s: %s", request.method, request.path, failed[0])
+        if response is None:
+            raise failed[0] if isinstance(failed[0], EngineError) else EngineError(str(failed[0]))
+        await response.write(_line(failure(failed[0])))
+    if response is None:
+        response = await stream_response(request, content_type)
+    await response.write_eof()
+    return response
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json_response(message).body or b""  # type: ignore[return-value]
+
+
+async def send_parts(request: ApiRequest, response: web.StreamResponse, parts: Iterator[saving.Part]) -> None:
+    """Write an archive; the content of files goes from the disk to a plain socket inside the kernel."""
+    loop = asyncio.get_running_loop()
+    end = object()
+    while (part := await asyncio.to_thread(next, parts, end)) is not end:
+        if isinstance(part, bytes):
+            if part:
+                await response.write(part)
+            continue
+        assert isinstance(part, saving.FilePart)
+        with part.path.open("rb") as file:
+            transport = request.transport
+            direct = not request.version_http10 and part.size > 65536 and transport is not None
+            if direct and transport is not None and transport.get_extra_info("sslcontext") is None:
+                transport.write(b"%x\r\n" % part.size)
+                await loop.sendfile(transport, file, 0, part.size, fallback=True)
+                transport.write(b"\r\n")
+                continue
+            left = part.size
+            while left:
+                data = await asyncio.to_thread(file.read, min(left, 1 << 20))
+                if not data:
+                    raise EngineError(f"{part.path} is shorter than it was")
+                left -= len(data)
+                await response.write(data)

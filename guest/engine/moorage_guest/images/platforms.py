@@ -1,0 +1,82 @@
+"""Chooses the image of an index that fits this machine, or the platform somebody asked for."""
+
+import json
+import platform as host
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moorage_guest.errors import InvalidParameter
+from moorage_guest.sysinfo import oci_architecture
+
+_ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "i386": "386"}
+
+
+@dataclass(frozen=True)
+class Platform:
+    """os/architecture[/variant]."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.os}/{self.architecture}" + (f"/{self.variant}" if self.variant else "")
+
+    def matches(self, other: Mapping[str, Any]) -> bool:
+        """Whether an image for ``other`` (OCI platform object) is what is wanted."""
+        if other.get("os", "linux") != self.os or other.get("architecture") != self.architecture:
+            return False
+        theirs = _variant(self.architecture, str(other.get("variant") or ""))
+        mine = _variant(self.architecture, self.variant)
+        return theirs == mine or (self.architecture == "arm" and theirs <= mine)
+
+
+def _variant(architecture: str, variant: str) -> str:
+    defaults = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+    return variant or defaults.get(architecture, "")
+
+
+def this_platform() -> Platform:
+    """The platform of the machine this runs on."""
+    return Platform("linux", oci_architecture(), "v7" if host.machine() == "armv7l" else "")
+
+
+def parse(text: str) -> Platform:
+    """Parse ``linux/arm64``, ``arm64`` or ``linux``. Raises InvalidParameter."""
+    parts = [part.lower() for part in text.split("/")]
+    if not all(parts) or len(parts) > 3 or not all(part.replace("_", "").replace("-", "").isalnum() for part in parts):
+        raise InvalidParameter(f'"{text}" is an invalid OS specifier: a platform is os[/architecture[/variant]]')
+    own = this_platform()
+    if len(parts) == 1:
+        if parts[0] in ("linux", "windows", "darwin", "freebsd"):
+            return Platform(parts[0], own.architecture)
+        parts = ["linux", parts[0]]
+    return Platform(parts[0], _ALIASES.get(parts[1], parts[1]), parts[2] if len(parts) == 3 else "")
+
+
+def choose(manifests: Iterable[dict[str, Any]], wanted: Platform | None) -> dict[str, Any] | None:
+    """Return the descriptor of the image for a platform (this machine's by default); None when there is none.
+
+    An entry without a platform is taken when nothing fits better; attestations never are.
+    """
+    platform = wanted or this_platform()
+    fallback = None
+    for descriptor in manifests:
+        offered = descriptor.get("platform")
+        if (descriptor.get("annotations") or {}).get("vnd.docker.reference.type") == "attestation-manifest":
+            continue
+        if not isinstance(offered, dict):
+            fallback = fallback or descriptor
+        elif platform.matches(offered):
+            return descriptor
+    return fallback if wanted is None else None
+
+
+def from_json(text: str) -> Platform:
+    """Parse OCI's platform object. Raises InvalidParameter."""
+    try:
+        value = json.loads(text)
+        return Platform(str(value.get("os") or "linux"), str(value["architecture"]), str(value.get("variant") or ""))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InvalidParameter(f"invalid platform {text!r}: {error!r}") from None
