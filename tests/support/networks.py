@@ -24,7 +24,7 @@ from moorage_guest.net.config import NetConfig
 from moorage_guest.net.netlink import RouteSocket, add_address, add_veth, change_link, link_body
 from moorage_guest.net.networks import Networks
 from moorage_guest.net.requests import NetworkCreate
-from moorage_guest.net.sandboxes import Sandbox
+from moorage_guest.net.sandboxes import Sandbox, SandboxRequest
 from moorage_guest.paths import DataRoot, ExecRoot
 from moorage_guest.store import Store
 
@@ -274,7 +274,9 @@ class World:
         for network in networks:
             wanted.setdefault(network, EndpointSettings())
         host = host or HostConfig(NetworkMode=next(iter(wanted), "bridge"))
-        sandbox = await self.networks.allocate(container_id(name), name, f"{name}-host", host, wanted, **more)
+        sandbox = await self.networks.allocate(
+            SandboxRequest(container_id(name), name, f"{name}-host", host, wanted, **more)
+        )
         return sandbox, self.place(sandbox)
 
     def place(self, sandbox: Sandbox) -> Place:

@@ -111,7 +111,7 @@ async def test_port_of_another_container_is_already_allocated(world: World) -> N
 
 async def test_port_of_another_process_is_in_use(world: World) -> None:
     await world.start()
-    with world.here().listen(8080), pytest.raises(SystemError_, match="8080.*address already in use"):
+    with world.here().listen(8080), pytest.raises(SystemError_, match=r"8080.*address already in use"):
         await world.run("one", host=publish(p80_tcp=":8080"))
     await world.run("one", host=publish(p80_tcp=":8080"))
 
@@ -125,7 +125,7 @@ async def test_range_and_free_choice_find_ports(world: World) -> None:
     assert got == [[{"HostIp": "127.0.0.1", "HostPort": "8000"}], [{"HostIp": "127.0.0.1", "HostPort": "8001"}]]
     with pytest.raises(SystemError_, match="all ports are allocated"):
         await world.run("c", host=publish(p80_tcp="127.0.0.1:8000-8001"))
-    free, _ = await world.run("d", host=publish(p80_tcp=":"), exposed_ports=["90/tcp"])
+    free, _ = await world.run("d", host=publish(p80_tcp=":"), exposed_ports=("90/tcp",))
     bindings = free.ports["80/tcp"]
     assert bindings is not None and len({binding["HostPort"] for binding in bindings}) == 1
     assert free.ports["90/tcp"] is None

@@ -34,7 +34,7 @@ def routes(networks: Networks, containers: NetworkedContainers) -> list[Route]:
     async def list_(request: ApiRequest) -> web.StreamResponse:
         # Up to API 1.27 the list carries what inspect has.
         chosen = filters(request, FILTERS)
-        return json_response(networks.list(chosen, containers=request.api_version < (1, 28)))
+        return json_response(networks.matching(chosen, containers=request.api_version < (1, 28)))
 
     async def inspect(request: ApiRequest) -> web.StreamResponse:
         scope = request.query.get("scope", "")

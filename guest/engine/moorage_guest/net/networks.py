@@ -8,13 +8,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moorage_guest.api.types import EndpointSettings, HostConfig
+from moorage_guest.api.types import EndpointSettings
 from moorage_guest.errors import InvalidParameter, NotFound, SystemError_
 from moorage_guest.events import EventBus
 from moorage_guest.net import requests
@@ -186,29 +186,15 @@ class Networks:
 
     # -- containers
 
-    async def allocate(
-        self,
-        container_id: str,
-        name: str,
-        hostname: str,
-        host_config: HostConfig,
-        endpoints: Mapping[str, EndpointSettings],
-        *,
-        domainname: str = "",
-        exposed_ports: Iterable[str] = (),
-        mac_address: str = "",
-    ) -> Sandbox:
-        """Make a container's namespace before it starts. Keys of ``endpoints`` are names or ids of networks.
+    async def allocate(self, request: SandboxRequest) -> Sandbox:
+        """Make a container's namespace before it starts.
 
         Raises the error to answer the start with; nothing is left then. What the container had before is dropped first.
         """
-        request = SandboxRequest(
-            container_id, name, hostname, host_config, endpoints, domainname, tuple(exposed_ports), mac_address
-        )
         sandboxes = self._sandboxes
         sandbox = await self._run(lambda: sandboxes.allocate(request))
         for settings in sandbox.endpoints.values():
-            self._network_event("connect", settings.network_id, container_id)
+            self._network_event("connect", settings.network_id, request.container_id)
         return sandbox
 
     async def release(self, container_id: str) -> None:
@@ -242,17 +228,8 @@ class Networks:
         finally:
             self._reaping = None
 
-    async def host_files(
-        self,
-        container_id: str,
-        hostname: str,
-        host_config: HostConfig,
-        *,
-        domainname: str = "",
-        host_network: bool,
-    ) -> Sandbox:
+    async def write_host_files(self, request: SandboxRequest, *, host_network: bool) -> Sandbox:
         """Write hosts, hostname and resolv.conf of a container with network mode host or none."""
-        request = SandboxRequest(container_id, "", hostname, host_config, {}, domainname)
         sandboxes = self._sandboxes
         return await self._run(lambda: sandboxes.write_host_files(request, host_network=host_network))
 
@@ -345,7 +322,7 @@ class Networks:
         self._events.publish("network", "prune", "", {"reclaimed": "0"})
         return removed
 
-    def list(self, filters: Mapping[str, list[str]], *, containers: bool = False) -> list[dict[str, Any]]:
+    def matching(self, filters: Mapping[str, list[str]], *, containers: bool = False) -> list[dict[str, Any]]:
         """Return the API's view of the networks that match."""
         chosen = Selection(filters, FILTERS)
         result = []

@@ -235,7 +235,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def main(path: str) -> int:
-    """Serve on ``path`` until told to stop or idle; for a process of its own, also a fork of another's."""
+    """Serve on the socket at ``path`` until told to stop or idle; for a process of its own, also a fork."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     netd = Netd(Path(path))
