@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gzip
 import hashlib
 import os
 import shutil
@@ -147,7 +148,10 @@ def build_image(
             (staged / "initrd.img").write_bytes(
                 initrd.build(chosen, base.modules, base.root / "usr/bin/busybox", rootfs.INODE_TIME)
             )
-            shutil.copyfile(base.kernel, staged / "vmlinuz")
+            kernel = base.kernel.read_bytes()
+            if chosen.compress_kernel:
+                kernel = gzip.compress(kernel, 9, mtime=0)
+            (staged / "vmlinuz").write_bytes(kernel)
             for name in ("vmlinuz", "initrd.img", "root.squashfs"):
                 (staged / name).replace(output / name)
         made = Manifest(

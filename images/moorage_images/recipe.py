@@ -24,15 +24,16 @@ MOMENTS = ("initrd", "disk", "host", "network", "late", "extra")
 
 _GUEST_KEYS = {"format", "suite", "packages", "files", "wheels", "kernel", "busybox"}
 _ARCH_KEYS = {
+    "cmdline",
+    "compress_kernel",
+    "console",
+    "elf_machine",
     "format",
     "kernel_package",
-    "triplet",
     "loader",
     "machine",
-    "elf_machine",
-    "console",
     "modules",
-    "cmdline",
+    "triplet",
 }
 
 
@@ -76,6 +77,7 @@ class Recipe:
     applets: tuple[str, ...]
     cmdline: tuple[str, ...]
     console: str
+    compress_kernel: bool
     triplet: str
     loader: str
     machine: str
@@ -115,6 +117,7 @@ def load(arch: str, folder: Path = RECIPES) -> Recipe:
             applets=tuple(_strings(guest["busybox"], "applets")),
             cmdline=(*_strings(guest["kernel"], "cmdline"), *_strings(machine, "cmdline"), f"console={console}"),
             console=console,
+            compress_kernel=bool(machine["compress_kernel"]),
             triplet=str(machine["triplet"]),
             loader=str(machine["loader"]),
             machine=str(machine["machine"]),
