@@ -1,0 +1,1 @@
+"""The way into the guest: one SSH connection, and what goes through it."""

@@ -1,0 +1,394 @@
+"""One virtual machine at libvirt: define, start and watch with fallback to tcg, stop, delete.
+
+What the machine is for (SSH, the engine) is left to control.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from moorage_images.manifest import Manifest
+
+from moorage_host.errors import ErrorCode, HostError
+from moorage_host.files import private_folder, write_atomically
+from moorage_host.link import keys
+from moorage_host.machine import accelerator, console, disk, domain_xml, forward, image
+from moorage_host.machine.connection import Connection
+from moorage_host.machine.library import libvirt
+from moorage_host.paths import Paths
+from moorage_host.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+FIRST_OUTPUT = 6.0  # seconds; kvm and hvf have printed within one
+SETTLE = 1.0  # seconds after the first output that an untried accelerator is still watched closely
+POLL = 0.1
+
+Progress = Callable[[str], None]
+
+
+class Power(Enum):
+    """What libvirt says of the domain, in the words that matter here."""
+
+    ABSENT = "absent"
+    OFF = "off"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What must be known of the machine besides what libvirt knows."""
+
+    uuid: str
+    accelerator: str = ""
+    ssh_port: int = 0
+    engine_version: str = ""
+    arch: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Started:
+    """How a start went. `warning` is one sentence when another accelerator was tried first and failed."""
+
+    accelerator: str
+    ssh_port: int
+    warning: str
+
+
+class Machine:
+    """The domain of one user. Methods are not to be called at the same time but for `power`."""
+
+    def __init__(self, paths: Paths, connection: Connection) -> None:
+        self._paths = paths
+        self._connection = connection
+
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
+    def record(self) -> Record:
+        """The machine's record; a new one, not yet written, when there is none or it cannot be read."""
+        try:
+            content = json.loads(self._paths.machine_record.read_text(encoding="utf-8"))
+            if content.pop("format") == FORMAT:
+                return Record(
+                    **{field.name: content[field.name] for field in dataclasses.fields(Record) if field.name in content}
+                )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.debug("no usable machine record: %s", error)
+        return Record(str(uuid.uuid4()))
+
+    def _write(self, record: Record) -> None:
+        write_atomically(
+            self._paths.machine_record, json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=2) + "\n"
+        )
+
+    async def power(self, name: str) -> Power:
+        """Whether the machine is there and on, by libvirt's word."""
+
+        def look(connection: libvirt.virConnect) -> Power:
+            domain = self._own(connection, name)
+            return Power.ABSENT if domain is None else _power(domain)
+
+        return await self._connection.call(look)
+
+    async def start(self, settings: Settings, progress: Progress, *, cpu_model: str = "") -> Started:
+        """Define and start the machine; returns when it runs and has printed something, with its SSH port.
+
+        With the accelerator `auto`, one that fails within seconds is given up for tcg, and remembered. Raises HostError.
+        `cpu_model` overrides the processor model that an accelerator implies.
+        """
+        if self._connection.remote:
+            raise HostError(
+                f"machines on another host ({self._connection.uri}) are not supported yet: image and disk would have to be copied there",
+                hint="set libvirt_uri to auto",
+                code=ErrorCode.INVALID,
+            )
+        private_folder(self._paths.machine)
+        arch = accelerator.native_arch()
+        folder = self._paths.image if settings.image == "auto" else Path(settings.image)
+        program = accelerator.emulator(arch)
+        progress("checking the image")
+        manifest = await asyncio.to_thread(image.checked, folder, self._paths.machine / "image.checked")
+        if manifest.arch != arch:
+            raise HostError(
+                f"the image in {folder} is for {manifest.arch}, this machine is {arch}",
+                hint="moorage image build",
+                code=ErrorCode.INVALID,
+            )
+        await asyncio.to_thread(disk.ensure, self._paths.disk, settings.disk_gib)
+        pair = await asyncio.to_thread(keys.ensure, self._paths.client_key, self._paths.host_key)
+        now = await asyncio.to_thread(accelerator.circumstances, program)
+        memory = accelerator.Memory(self._paths.accelerators, now)
+        choice = accelerator.choose(settings.accelerator, memory, lambda: accelerator.hardware(arch))
+        record = self.record()
+        domain = self._domain(settings, manifest, folder, program, record.uuid, choice.name, cpu_model)
+        keys.write_guest_config(self._paths.guest_config, pair, self._paths.host_key, settings.name)
+        warning = ""
+        try:
+            progress(f"starting the machine ({choice.name})")
+            port = await self._boot(domain, record, untried=choice.may_fall_back)
+        except HostError as error:
+            if not choice.may_fall_back:
+                raise
+            memory.remember(choice.name, error.message)
+            warning = f"{choice.name} does not work on this host ({error.message}); the machine runs with tcg, which is slower"
+            logger.warning("%s", warning)
+            progress(warning)
+            domain = dataclasses.replace(domain, accelerator="tcg", cpu_model="")
+            port = await self._boot(domain, record, untried=False)
+        self._write(
+            dataclasses.replace(
+                record,
+                uuid=domain.uuid,
+                accelerator=domain.accelerator,
+                ssh_port=port,
+                engine_version=manifest.engine_version,
+                arch=arch,
+                warning=warning or choice.note,
+            )
+        )
+        return Started(domain.accelerator, port, warning)
+
+    def blame(self, reason: str) -> str | None:
+        """Remember that the accelerator of the running machine failed after boot; the warning to show, or None when it was tcg.
+
+        Blocks for a moment (asks QEMU's version).
+        """
+        record = self.record()
+        if record.accelerator not in ("kvm", "hvf"):
+            return None
+        now = accelerator.circumstances(accelerator.emulator(record.arch or accelerator.native_arch()))
+        accelerator.Memory(self._paths.accelerators, now).remember(record.accelerator, reason)
+        return f"{record.accelerator} does not work on this host ({reason}); the machine runs with tcg, which is slower"
+
+    def _domain(
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        folder: Path,
+        program: Path,
+        identity: str,
+        name: str,
+        cpu_model: str,
+    ) -> domain_xml.Domain:
+        return domain_xml.Domain(
+            name=settings.name,
+            uuid=identity,
+            arch=manifest.arch,
+            accelerator=name,
+            emulator=program,
+            cpus=settings.cpus,
+            memory_mib=settings.memory_mib,
+            kernel=folder / manifest.kernel.name,
+            initrd=folder / manifest.initrd.name,
+            root=folder / manifest.root.name,
+            disk=self._paths.disk,
+            cmdline=manifest.cmdline,
+            guest_config=self._paths.guest_config,
+            console_log=self._paths.console_log,
+            cpu_model=cpu_model,
+            run_as_root=self._connection.uri.startswith("qemu:///system"),
+        )
+
+    async def _boot(self, domain: domain_xml.Domain, record: Record, *, untried: bool) -> int:
+        """Start `domain` and watch it until it has said something; the SSH port. Leaves no running machine when it raises."""
+        self._paths.console_log.unlink(missing_ok=True)
+        identity = await self._connection.call(lambda connection: self._define(connection, domain))
+        self._write(dataclasses.replace(record, uuid=identity))
+        domain = dataclasses.replace(domain, uuid=identity)
+        try:
+            port = await self._connection.call(lambda connection: _create(connection, identity, record.ssh_port))
+            await self._watch(identity, domain.accelerator, untried=untried)
+        except BaseException:
+            with contextlib.suppress(HostError):
+                await asyncio.shield(self._connection.call(lambda connection: _destroy(connection, identity)))
+            raise
+        return port
+
+    async def _watch(self, identity: str, name: str, *, untried: bool) -> None:
+        """Until the console says something (and for a moment after, with an accelerator that has not proved itself)."""
+        deadline = time.monotonic() + (FIRST_OUTPUT if untried else 60)
+        settled = 0.0
+        while True:
+            power, reason = await self._connection.call(lambda connection: _power_and_reason(connection, identity))
+            if power is not Power.RUNNING:
+                raise HostError(f"the machine stopped while it started ({reason})", hint="see `moorage console`")
+            now = time.monotonic()
+            if settled == 0.0 and console.size(self._paths.console_log):
+                settled = now + (SETTLE if untried else 0)
+            if settled and now >= settled:
+                return
+            if not settled and now > deadline:
+                raise HostError(
+                    f"the machine said nothing within {FIRST_OUTPUT if untried else 60:.0f} s of its start with {name}",
+                    hint="see `moorage console`",
+                    code=ErrorCode.TIMEOUT,
+                )
+            await asyncio.sleep(POLL)
+
+    def _define(self, connection: libvirt.virConnect, domain: domain_xml.Domain) -> str:
+        """Define the domain, over its older self; its UUID. Raises HostError when the name belongs to somebody else."""
+        with contextlib.suppress(libvirt.libvirtError):
+            present = connection.lookupByName(domain.name)
+            if present.UUIDString() != domain.uuid:
+                if str(self._paths.disk) not in present.XMLDesc():
+                    raise HostError(
+                        f"libvirt already has a virtual machine named {domain.name} that is not Moorage's",
+                        hint="rename it, or choose another `name` in the settings",
+                        code=ErrorCode.CONFLICT,
+                    )
+                domain = dataclasses.replace(domain, uuid=present.UUIDString())
+        try:
+            return str(connection.defineXML(domain_xml.render(domain)).UUIDString())
+        except libvirt.libvirtError as error:
+            raise HostError(
+                f"libvirt does not take the machine: {error}",
+                hint="`moorage start --accelerator tcg` asks the least of the host",
+            ) from error
+
+    def _own(self, connection: libvirt.virConnect, name: str) -> libvirt.virDomain | None:
+        """Our domain: by its UUID, or, when our record was lost, by name and disk."""
+        with contextlib.suppress(libvirt.libvirtError):
+            return connection.lookupByUUIDString(self.record().uuid)
+        with contextlib.suppress(libvirt.libvirtError):
+            domain = connection.lookupByName(name)
+            if str(self._paths.disk) in domain.XMLDesc():
+                return domain
+        return None
+
+    async def ssh_port(self, name: str) -> int:
+        """The port on 127.0.0.1 that leads to the running guest's sshd, made anew when it is gone."""
+
+        def ask(connection: libvirt.virConnect) -> int:
+            domain = self._own(connection, name)
+            if domain is None:
+                raise HostError(f"there is no machine {name}", hint="moorage start", code=ErrorCode.NOT_FOUND)
+            return forward.ensure(domain, self.record().ssh_port)
+
+        return await self._connection.call(ask)
+
+    async def reason(self, name: str) -> str:
+        """Why the machine is in the power state that it is in, in libvirt's words."""
+
+        def ask(connection: libvirt.virConnect) -> str:
+            domain = self._own(connection, name)
+            return "gone" if domain is None else _power_and_reason(connection, domain.UUIDString())[1]
+
+        return await self._connection.call(ask)
+
+    async def press_power_button(self, name: str) -> None:
+        """Ask the guest to power off; returns at once, quietly when it is off already."""
+        await self._on_own(name, lambda domain: domain.shutdown())
+
+    async def resume(self, name: str) -> None:
+        """Let a paused machine run on."""
+        await self._on_own(name, lambda domain: domain.resume())
+
+    async def kill(self, name: str) -> None:
+        """Cut the machine's power; returns when it is off. Quiet when it is off already."""
+        await self._on_own(name, lambda domain: domain.destroy())
+
+    async def _on_own(self, name: str, action: Callable[[libvirt.virDomain], object]) -> None:
+        def run(connection: libvirt.virConnect) -> None:
+            domain = self._own(connection, name)
+            if domain is not None and domain.isActive():
+                with contextlib.suppress(libvirt.libvirtError):
+                    action(domain)
+
+        await self._connection.call(run)
+
+    async def delete(self, name: str) -> None:
+        """Remove the machine, its disk and everything on it. Idempotent."""
+
+        def remove(connection: libvirt.virConnect) -> None:
+            domain = self._own(connection, name)
+            if domain is not None:
+                if domain.isActive():
+                    domain.destroy()
+                domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
+        try:
+            await self._connection.call(remove)
+        except libvirt.libvirtError as error:
+            raise HostError(f"libvirt does not let the machine go: {error}") from error
+        for path in sorted(self._paths.machine.glob("*")) if self._paths.machine.is_dir() else []:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._paths.machine.rmdir()
+
+
+def _create(connection: libvirt.virConnect, identity: str, preferred_port: int) -> int:
+    domain = connection.lookupByUUIDString(identity)
+    try:
+        domain.create()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and domain.isActive():
+            return forward.ensure(domain, preferred_port)
+        raise HostError(f"QEMU did not start: {_first_fault(str(error))}", hint="see the backend's log") from error
+    try:
+        return forward.ensure(domain, preferred_port)
+    except libvirt.libvirtError as error:
+        raise HostError(f"QEMU ended right after its start: {_first_fault(str(error))}") from error
+
+
+def _first_fault(message: str) -> str:
+    """The telling line of libvirt's report of QEMU's last words."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    for line in lines:
+        if " error: " in line:
+            return line.split(" error: ", 1)[1]
+    return lines[0].removeprefix("internal error: ") if lines else "no reason given"
+
+
+def _destroy(connection: libvirt.virConnect, identity: str) -> None:
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.lookupByUUIDString(identity).destroy()
+
+
+def _power(domain: libvirt.virDomain) -> Power:
+    state = domain.state()[0]
+    if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED, libvirt.VIR_DOMAIN_SHUTDOWN):
+        return Power.RUNNING
+    if state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED):
+        return Power.PAUSED
+    return Power.CRASHED if state == libvirt.VIR_DOMAIN_CRASHED else Power.OFF
+
+
+def _power_and_reason(connection: libvirt.virConnect, identity: str) -> tuple[Power, str]:
+    try:
+        domain = connection.lookupByUUIDString(identity)
+        power = _power(domain)
+        state, reason = domain.state()
+    except libvirt.libvirtError:
+        return Power.ABSENT, "it is gone"
+    kinds = {
+        libvirt.VIR_DOMAIN_RUNNING: "RUNNING",
+        libvirt.VIR_DOMAIN_PAUSED: "PAUSED",
+        libvirt.VIR_DOMAIN_SHUTOFF: "SHUTOFF",
+        libvirt.VIR_DOMAIN_CRASHED: "CRASHED",
+    }
+    prefix = f"VIR_DOMAIN_{kinds.get(state, 'NOSTATE')}_"
+    word = next(
+        (
+            name.removeprefix(prefix)
+            for name, value in vars(libvirt).items()
+            if name.startswith(prefix) and value == reason
+        ),
+        str(reason),
+    )
+    return power, f"{power.value}: {word.lower().replace('_', ' ')}"
