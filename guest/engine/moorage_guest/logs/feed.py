@@ -1,6 +1,6 @@
 """The way of output to attached clients: datagrams to the shim, spilled to a file while the shim cannot take them.
 
-A datagram is `HEADER` (stream, offset of the first byte in the stream) and up to 64 KiB. The shim drops what it
+A datagram is `HEADER` (stream, offset of the first byte in the stream) and up to `MAX_BYTES`. The shim drops what it
 already has, so that a restarted daemon may repeat itself. A slow client thus costs disk, never the container's time.
 """
 
@@ -14,8 +14,11 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-#: Stream (1 stdout, 2 stderr) and offset, network byte order.
-HEADER = struct.Struct("!BQ")
+#: Stream (1 stdout, 2 stderr) and offset.
+HEADER = struct.Struct("<BQ")
+
+#: Bytes of output in one datagram.
+MAX_BYTES = 32 * 1024
 
 #: What a slow client may be behind. Beyond it its feed has a gap, and the shim lets it go.
 SPILL_LIMIT = 256 * 1024 * 1024
@@ -52,12 +55,14 @@ class Feed:
 
     def send(self, stream: int, offset: int, data: bytes) -> None:
         """Give the shim some output, now or, if it cannot take it, later. Never blocks on the client."""
-        if not self.active or self.broken:
+        if not self.active:
             return
-        if not self.behind and self._try_send(HEADER.pack(stream, offset) + data):
-            return
-        if not self.broken:
-            self._store(stream, offset, data)
+        for start in range(0, len(data), MAX_BYTES):
+            if self.broken:
+                return
+            piece = data[start : start + MAX_BYTES]
+            if self.behind or not self._try_send(HEADER.pack(stream, offset + start) + piece):
+                self._store(stream, offset + start, piece)
 
     def catch_up(self) -> None:
         """Give the shim what is spilled, as far as it takes it."""

@@ -24,10 +24,13 @@ def waiting(descriptor: int) -> int:
     return int(struct.unpack("i", answer)[0])
 
 
-def move(source: int, target: int, limit: int = CAPACITY) -> int:
-    """Move up to ``limit`` bytes from one pipe into another without copying; return the bytes, 0 when there are none."""
+def move(source: int, target: int, limit: int = CAPACITY) -> int | None:
+    """Move up to ``limit`` bytes from one pipe into another without copying.
+
+    Returns how many, 0 when there are none now, None when there never will be: all writers have gone.
+    """
     try:
-        return os.splice(source, target, limit, flags=_SPLICE_F_NONBLOCK | _SPLICE_F_MOVE)
+        return os.splice(source, target, limit, flags=_SPLICE_F_NONBLOCK | _SPLICE_F_MOVE) or None
     except BlockingIOError:
         return 0
 

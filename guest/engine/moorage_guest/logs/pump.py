@@ -56,10 +56,15 @@ class StreamPipes:
 
 @dataclass(frozen=True)
 class Sink:
-    """Where records go: a file and how they look in it."""
+    """Where records go: a file and how they look in it.
+
+    ``buffer`` None is blocking mode: while the file cannot be written the container waits. Otherwise up to that many
+    bytes of output wait in memory, what comes then is dropped (mode=non-blocking).
+    """
 
     file: LogFile
     format: Format
+    buffer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class _Container:
     last_time: int
     #: Streams whose pipe B holds a chunk that is in no log yet.
     pending: set[int] = field(default_factory=set)
+    #: Streams whose pipe A nobody can write to any more.
+    ended: set[int] = field(default_factory=set)
     stalled: bool = False
     watched: set[int] = field(default_factory=set)
 
@@ -272,7 +279,7 @@ class Pump:
     def _watch(self, container: _Container) -> None:
         """Poll the pipes of a container that is well, and its feed while it is behind."""
         for stream, ends in container.target.streams.items():
-            wanted = not container.stalled and stream not in container.pending
+            wanted = not container.stalled and stream not in container.pending and stream not in container.ended
             if wanted and stream not in container.watched:
                 self._epoll.register(ends.a_read, select.EPOLLIN)
                 container.watched.add(stream)
@@ -284,7 +291,11 @@ class Pump:
         """Take one chunk from a stream into the log. Returns whether there was one."""
         ends = container.target.streams[stream]
         if stream not in container.pending:
-            if not pipes.move(ends.a_read, ends.b_write, self._room(container)):
+            moved = pipes.move(ends.a_read, ends.b_write, self._room(container))
+            if moved is None:
+                container.ended.add(stream)
+                self._watch(container)
+            if not moved:
                 return False
             container.pending.add(stream)
         chunk = pipes.peek(ends.b_read, self._scratch)
