@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import ipaddress
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,6 @@ class World:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
     current: Networks | None = None
-    netd_alive: Callable[[], bool] = lambda: False
 
     @property
     def data(self) -> DataRoot:
@@ -297,7 +297,6 @@ class World:
         path = self.root / "neighbour"
         descriptor = namespaces.create(path)
         self.opened.append(descriptor)
-        import ipaddress
 
         with RouteSocket() as route:
             peer = link_body(name="wan0", namespace=descriptor)
@@ -352,7 +351,9 @@ class World:
 async def world(root: Path) -> AsyncIterator[World]:
     """Make a `World` below ``root``, a short path, and end everything afterwards."""
     with private_network():
-        made = World(root, Store(root / "data" / "moorage.db"), EventBus())
+        # The machine's own name servers are out of reach here, and asking them would only cost time.
+        config = NetConfig(resolv_conf=root / "resolv.conf.none")
+        made = World(root, Store(root / "data" / "moorage.db"), EventBus(), config)
         try:
             yield made
         finally:

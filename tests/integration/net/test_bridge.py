@@ -1,11 +1,13 @@
 """Containers on the default network: addresses, the way out, published ports, clean-up."""
 
+import ipaddress
 import socket
 
 import pytest
 from moorage_guest.api.types import HostConfig
 from moorage_guest.errors import SystemError_
-from moorage_guest.net.netlink import RouteSocket
+from moorage_guest.net import namespaces
+from moorage_guest.net.netlink import RouteSocket, add_route
 
 from tests.support.networks import HOST, OUTSIDE, World, container_id
 
@@ -84,11 +86,6 @@ async def test_unpublished_port_is_not_reached_from_outside(world: World) -> Non
     await world.start()
     _, inside = await world.run("web")
     with outside.socket() as probe, inside.listen(80):
-        import ipaddress
-
-        from moorage_guest.net import namespaces
-        from moorage_guest.net.netlink import add_route
-
         with namespaces.inside(outside.namespace), RouteSocket() as route:
             wan = route.link("wan0")
             assert wan is not None
