@@ -1,10 +1,10 @@
-# ruff: noqa: PTH115
-# Paths are strings here: for each of many entries pathlib costs more than the system call.
 """Packs a folder tree as a tar stream: a layer (overlayfs whiteouts become ``.wh.`` files) or a plain root file system.
 
-The same tree gives the same bytes: names are sorted and times cut to seconds.
+The same tree gives the same bytes: names are sorted and times cut to seconds. Links are never followed, and
+entries are named by folder descriptor: nothing that a running container renames meanwhile leads out of the tree.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -28,6 +28,8 @@ from moorage_guest.images.tarformat import (
 from moorage_guest.images.unpack import OPAQUE, OPAQUE_XATTR, WHITEOUT
 
 _CHUNK = 1 << 20
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 _KINDS = {
     stat.S_IFREG: REGULAR, stat.S_IFDIR: FOLDER, stat.S_IFLNK: SYMLINK, stat.S_IFCHR: CHARACTER,
@@ -40,25 +42,25 @@ def is_whiteout(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def is_opaque(path: str | Path) -> bool:
+def is_opaque(path: str | Path | int) -> bool:
     """Whether overlayfs hides what lower layers have in this folder."""
     try:
-        return os.getxattr(path, OPAQUE_XATTR, follow_symlinks=False) == b"y"
+        return os.getxattr(path, OPAQUE_XATTR) == b"y"
     except OSError:
         return False
 
 
-def _xattrs(path: str | int) -> dict[str, bytes]:
-    follow = {} if isinstance(path, int) else {"follow_symlinks": False}
+def _xattrs(descriptor: int) -> dict[str, bytes]:
+    """Return the attributes that belong into an archive."""
     try:
-        names = os.listxattr(path, **follow)
+        names = os.listxattr(descriptor)
     except OSError:
         return {}
     found = {}
     for name in names:
         if name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay.")):
             try:
-                found[name] = os.getxattr(path, name, **follow)
+                found[name] = os.getxattr(descriptor, name)
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.ENOTSUP):
                     raise
@@ -67,47 +69,27 @@ def _xattrs(path: str | int) -> dict[str, bytes]:
 
 @dataclass
 class Packer:
-    """Yields the tar stream of one tree. Hard links are kept inside one packer."""
+    """Yields the tar stream of trees. Hard links are kept inside one packer."""
 
-    layer: bool
+    layer: bool = False
     """Turn whiteouts and opaque folders into ``.wh.`` entries."""
     seen: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def tree(self, root: Path, name: str = "") -> Iterator[bytes]:
-        """Yield everything below ``root``, each name put behind ``name``; the folder itself only if it has a name."""
-        if name:
-            yield from self.one(root, name)
-        if root.is_dir() and not root.is_symlink():
-            yield from self._folder(str(root), name)
+    def children(self, folder: int, name: str = "") -> Iterator[bytes]:
+        """Yield everything in an open folder, each name put behind ``name``."""
+        with os.scandir(folder) as found:
+            names = sorted(entry.name for entry in found)
+        for leaf in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield from self.one(folder, leaf, f"{name}/{leaf}" if name else leaf)
 
-    def end(self) -> bytes:
-        """Return the two blocks that end an archive."""
-        return END * 2
-
-    def _folder(self, path: str, name: str) -> Iterator[bytes]:
-        with os.scandir(path) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-        if self.layer and name and is_opaque(path):
-            yield header(Entry(f"{name}/{OPAQUE}", REGULAR, 0, 0o600, 0, 0, 0, "", 0, 0, 0))
-        for entry in entries:
-            inner = f"{name}/{entry.name}" if name else entry.name
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            yield from self._entry(entry.path, inner, status)
-            if stat.S_ISDIR(status.st_mode):
-                yield from self._folder(entry.path, inner)
-
-    def one(self, path: Path, name: str) -> Iterator[bytes]:
-        """Yield a single entry with its content."""
-        return self._entry(str(path), name, path.lstat())
-
-    def _entry(self, path: str, name: str, status: os.stat_result) -> Iterator[bytes]:
+    def one(self, folder: int, leaf: str, name: str) -> Iterator[bytes]:
+        """Yield the entry ``leaf`` of an open folder, called ``name`` in the archive, with all that is in it."""
+        status = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
         if self.layer and is_whiteout(status):
-            head, slash, leaf = name.rpartition("/")
+            head, slash, last = name.rpartition("/")
             mtime = int(status.st_mtime) * 1_000_000_000
-            yield header(Entry(f"{head}{slash}{WHITEOUT}{leaf}", REGULAR, 0, 0o600, 0, 0, mtime, "", 0, 0, 0))
+            yield header(Entry(f"{head}{slash}{WHITEOUT}{last}", REGULAR, 0, 0o600, 0, 0, mtime, "", 0, 0, 0))
             return
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:  # sockets have no place in an archive
@@ -115,15 +97,15 @@ class Packer:
         entry = Entry(
             name, kind, 0, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, "", 0, 0, 0
         )
+        if kind == FOLDER:
+            yield from self._folder(folder, leaf, entry)
+            return
         if kind in (CHARACTER, BLOCK_DEVICE):
             entry.major, entry.minor = os.major(status.st_rdev), os.minor(status.st_rdev)
         elif kind == SYMLINK:
-            entry.link = os.readlink(path)
+            entry.link = os.readlink(leaf, dir_fd=folder)
             entry.mode = 0o777
-        elif kind == FOLDER:
-            entry.name += "/"
-            entry.xattrs = _xattrs(path)
-        if kind != FOLDER and status.st_nlink > 1:
+        if status.st_nlink > 1:
             first = self.seen.setdefault((status.st_dev, status.st_ino), name)
             if first != name:
                 entry.kind, entry.link = HARD_LINK, first
@@ -132,40 +114,64 @@ class Packer:
         if kind != REGULAR:
             yield header(entry)
             return
-        yield from self._content(path, entry)
-
-    def _content(self, path: str, entry: Entry) -> Iterator[bytes]:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(leaf, _FILE_FLAGS, dir_fd=folder)
         try:
-            entry.size = os.fstat(descriptor).st_size
-            entry.xattrs = _xattrs(descriptor)
-            if entry.size <= _CHUNK // 16:
-                data = os.read(descriptor, entry.size) if entry.size else b""
-                entry.size = len(data)
-                yield header(entry) + data + padding(entry.size)
-                return
-            yield header(entry)
-            left = entry.size
-            while left:
-                data = os.read(descriptor, min(_CHUNK, left))
-                if not data:  # the file shrank while it was read
-                    data = bytes(min(_CHUNK, left))
-                left -= len(data)
-                yield data
-            yield padding(entry.size)
+            yield from self._content(descriptor, entry)
         finally:
             os.close(descriptor)
+
+    def _folder(self, folder: int, leaf: str, entry: Entry) -> Iterator[bytes]:
+        try:
+            descriptor = os.open(leaf, _FOLDER_FLAGS, dir_fd=folder)
+        except NotADirectoryError:  # replaced while it was looked at
+            return
+        try:
+            name = entry.name
+            entry.name += "/"
+            entry.xattrs = _xattrs(descriptor)
+            yield header(entry)
+            if self.layer and is_opaque(descriptor):
+                yield header(Entry(f"{name}/{OPAQUE}", REGULAR, 0, 0o600, 0, 0, 0, "", 0, 0, 0))
+            yield from self.children(descriptor, name)
+        finally:
+            os.close(descriptor)
+
+    def _content(self, descriptor: int, entry: Entry) -> Iterator[bytes]:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        entry.size = status.st_size
+        entry.xattrs = _xattrs(descriptor)
+        if entry.size <= _CHUNK // 16:
+            data = os.read(descriptor, entry.size) if entry.size else b""
+            entry.size = len(data)
+            yield header(entry) + data + padding(entry.size)
+            return
+        yield header(entry)
+        left = entry.size
+        while left:
+            data = os.read(descriptor, min(_CHUNK, left))
+            if not data:  # the file shrank while it was read
+                data = bytes(min(_CHUNK, left))
+            left -= len(data)
+            yield data
+        yield padding(entry.size)
+
+
+def _pack(root: Path, packer: Packer) -> Iterator[bytes]:
+    descriptor = os.open(root, _FOLDER_FLAGS)
+    try:
+        yield from packer.children(descriptor)
+        yield END * 2
+    finally:
+        os.close(descriptor)
 
 
 def pack_layer(diff: Path) -> Iterator[bytes]:
     """Yield the tar stream of an overlay's upper folder."""
-    packer = Packer(layer=True)
-    yield from packer.tree(diff)
-    yield packer.end()
+    return _pack(diff, Packer(layer=True))
 
 
 def pack_tree(root: Path) -> Iterator[bytes]:
     """Yield the tar stream of a root file system."""
-    packer = Packer(layer=False)
-    yield from packer.tree(root)
-    yield packer.end()
+    return _pack(root, Packer())
