@@ -1,0 +1,68 @@
+"""Routes of `docker cp`: describe, fetch and put files of a container."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from aiohttp import web
+
+from moorage_guest.api.server import ApiRequest, Route, empty_response, query_bool, stream_response
+from moorage_guest.engine import files
+from moorage_guest.engine.containers import Containers
+from moorage_guest.errors import InvalidParameter, SystemError_
+from moorage_guest.images.archive import PathStat, stat_path, tar_in, tar_out
+from moorage_guest.images.streams import BodyFile, BufferedSource, with_body
+from moorage_guest.images.tarformat import TarError
+
+HEADER = "X-Docker-Container-Path-Stat"
+
+
+def routes(engine: Containers) -> list[Route]:
+    """Return the routes of this area."""
+
+    async def head(request: ApiRequest) -> web.StreamResponse:
+        container = engine.find(request.match_info["id"])
+        async with files.view(engine, container, request.query.get("path", "")) as place:
+            found = await asyncio.to_thread(stat_path, place.root, place.path)
+        return web.Response(status=200, headers={HEADER: found.header()})
+
+    async def get(request: ApiRequest) -> web.StreamResponse:
+        container = engine.find(request.match_info["id"])
+        async with files.view(engine, container, request.query.get("path", "")) as place:
+
+            def begin() -> tuple[PathStat, Iterator[bytes], bytes]:
+                found, chunks = tar_out(place.root, place.path)
+                return found, chunks, next(chunks, b"")
+
+            found, chunks, first = await asyncio.to_thread(begin)
+            response = await stream_response(request, "application/x-tar", headers={HEADER: found.header()})
+            with contextlib.suppress(ConnectionError):
+                await response.write(first)
+                async for chunk in engine.layers.stream(chunks):
+                    await response.write(chunk)
+                await response.write_eof()
+            return response
+
+    async def put(request: ApiRequest) -> web.StreamResponse:
+        container = engine.find(request.match_info["id"])
+        keep_kind = query_bool(request, "noOverwriteDirNonDir")
+        async with files.view(engine, container, request.query.get("path", "")) as place:
+            files.check_writable(container, place.mount)
+            await asyncio.to_thread(files.check_folder, place)
+
+            def unpack(body: BodyFile) -> None:
+                tar_in(place.root, place.path, BufferedSource(body.read_some), no_overwrite_dir_non_dir=keep_kind)
+
+            try:
+                await with_body(request.content, unpack)
+            except TarError as error:
+                raise InvalidParameter(f"invalid archive: {error}") from error
+            except OSError as error:
+                raise SystemError_(f"cannot write {error.filename or place.path}: {error.strerror}") from error
+        return empty_response(200)
+
+    return [
+        Route("HEAD", "/containers/{id}/archive", head),
+        Route("GET", "/containers/{id}/archive", get),
+        Route("PUT", "/containers/{id}/archive", put),
+    ]

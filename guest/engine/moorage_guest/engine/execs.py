@@ -1,0 +1,309 @@
+"""Exec sessions: further processes in running containers.
+
+Their streams and exit codes are the shim's; here is what was asked for and what became of it. Records lie below the
+exec root, so that a daemon that comes back knows the sessions that outlived it.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moorage_guest.engine.record import Container
+from moorage_guest.engine.shims import ExecRequest, OciError, ShimError, ShimGone, ShimStatus
+from moorage_guest.engine.states import Status
+from moorage_guest.errors import Conflict, EngineError, NotFound, SystemError_
+from moorage_guest.oci.spec import ExecSpecRequest, build_exec_process
+
+if TYPE_CHECKING:
+    from moorage_guest.engine.containers import Containers
+
+log = logging.getLogger(__name__)
+
+#: dockerd's words around the runtime's; the client reads the reason out of it.
+FAILED = "OCI runtime exec failed: {}: unknown"
+
+
+@dataclass(frozen=True)
+class ExecConfig:
+    """What POST /containers/{id}/exec asks for."""
+
+    args: tuple[str, ...]
+    tty: bool = False
+    attach_stdin: bool = False
+    attach_stdout: bool = False
+    attach_stderr: bool = False
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    privileged: bool = False
+    detach_keys: str = ""
+    console_size: tuple[int, int] | None = None
+
+
+@dataclass(eq=False)
+class Exec:
+    """One session. ``exit_code`` is None until it has ended."""
+
+    id: str
+    container_id: str
+    config: ExecConfig
+    pid: int = 0
+    running: bool = False
+    started: bool = False
+    exit_code: int | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    internal: bool = False
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a later daemon needs."""
+        return {"version": 1, "id": self.id, "container_id": self.container_id, "config": vars(self.config)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Exec":
+        """Rebuild from `to_record`'s output. Raises KeyError or TypeError when it makes no sense."""
+        config = dict(record["config"])
+        for name in ("args", "env"):
+            config[name] = tuple(config[name])
+        if config["console_size"] is not None:
+            config["console_size"] = tuple(config["console_size"])
+        return cls(record["id"], record["container_id"], ExecConfig(**config))
+
+    def to_api(self) -> dict[str, Any]:
+        """Return the answer of GET /exec/{id}/json."""
+        process: dict[str, Any] = {
+            "tty": self.config.tty,
+            "entrypoint": self.config.args[0],
+            "arguments": list(self.config.args[1:]),
+            "privileged": self.config.privileged,
+        }
+        if self.config.user:
+            process["user"] = self.config.user
+        return {
+            "ID": self.id,
+            "Running": self.running,
+            "ExitCode": self.exit_code,
+            "ProcessConfig": process,
+            "OpenStdin": self.config.attach_stdin,
+            "OpenStderr": self.config.attach_stderr,
+            "OpenStdout": self.config.attach_stdout,
+            "CanRemove": self.exit_code is not None,
+            "ContainerID": self.container_id,
+            "DetachKeys": self.config.detach_keys,
+            "Pid": self.pid,
+        }
+
+
+def find(engine: "Containers", exec_id: str) -> Exec:
+    """Return a session by its id. Raises NotFound."""
+    session = engine.execs.get(exec_id)
+    if session is None:
+        raise NotFound(f"No such exec instance: {exec_id}")
+    return session
+
+
+def check_container(container: Container) -> None:
+    """Raise Conflict when nothing can be executed in the container now."""
+    if not container.status.running:
+        raise Conflict(f"container {container.id} is not running")
+    if container.status == Status.PAUSED:
+        raise Conflict(f"container {container.name} is paused, unpause the container before exec")
+    if container.status == Status.RESTARTING:
+        raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+
+
+def create(engine: "Containers", container: Container, config: ExecConfig) -> Exec:
+    """Note a session to start later."""
+    check_container(container)
+    session = Exec(secrets.token_hex(32), container.id, config)
+    _keep(engine, session)
+    engine.execs[session.id] = session
+    container.exec_ids.append(session.id)
+    engine.publish(container, f"exec_create: {' '.join(config.args)}", execID=session.id)
+    return session
+
+
+def check_startable(engine: "Containers", session: Exec) -> Container:
+    """Return the session's container. Raises the API's error when it cannot be started."""
+    container = engine.get(session.container_id)
+    if container is None:
+        raise NotFound(f"No such container: {session.container_id}")
+    if session.exit_code is not None:
+        raise Conflict(f"exec command {session.id} has already run")
+    if session.started:
+        raise Conflict(f"exec command {session.id} is already running")
+    check_container(container)
+    return container
+
+
+async def start(
+    engine: "Containers",
+    container: Container,
+    session: Exec,
+    *,
+    client: int | None = None,
+    prefix: bytes = b"",
+    tty: bool | None = None,
+    detach_keys: bytes = b"",
+    console_size: tuple[int, int] | None = None,
+    capture: int = 0,
+) -> None:
+    """Start a session; its streams are the client's (a descriptor, duplicated) from then on.
+
+    Raises EngineError in dockerd's words; the session has ended then, with 126 or 127 where the command is at fault.
+    """
+    session.started = True
+    config = session.config
+    if tty is not None and tty != config.tty:
+        config = replace(config, tty=tty)
+        session.config = config
+    request = ExecSpecRequest(
+        config=container.config, host_config=container.host_config, rootfs=engine.data_root.mount(container.id) / "merged",
+        hostname=container.config.hostname, args=config.args, env=config.env, user=config.user,
+        working_dir=config.working_dir, tty=config.tty, privileged=config.privileged,
+        console_size=console_size or config.console_size, defaults=engine.settings.spec_defaults(),
+    )  # fmt: skip
+    engine.publish(container, f"exec_start: {' '.join(config.args)}", execID=session.id)
+    try:
+        process = await asyncio.to_thread(build_exec_process, request)
+        shim = await engine.shim_of(container)
+        session.running = True
+        started = await shim.exec(
+            ExecRequest(
+                exec_id=session.id, process=process, tty=config.tty, open_stdin=config.attach_stdin, client=client,
+                prefix=prefix, stdout=config.attach_stdout, stderr=config.attach_stderr, multiplexed=not config.tty,
+                detach_keys=detach_keys, capture=capture,
+            )
+        )  # fmt: skip
+    except OciError as error:
+        _failed(session, error.exit_code)
+        raise _worded(config.args[0], error) from error
+    except ShimGone as error:
+        _failed(session, 128)
+        raise Conflict(f"container {container.id} is not running") from error
+    except EngineError:
+        _failed(session, 126)
+        raise
+    if session.exit_code is None:
+        session.pid = started.pid
+
+
+def _failed(session: Exec, code: int) -> None:
+    session.running = False
+    session.exit_code = code
+    session.ended.set()
+
+
+def _worded(command: str, error: OciError) -> EngineError:
+    from moorage_guest.engine.starting import runtime_error
+
+    return runtime_error(FAILED, "exec failed", command, error)
+
+
+def ended(engine: "Containers", container: Container, exec_id: str, code: int, at_ns: int) -> None:
+    """Note the end of a session and publish exec_die. Quiet for an unknown or ended one."""
+    session = engine.execs.get(exec_id)
+    if session is None or not session.started or session.exit_code is not None:
+        return
+    session.exit_code = code
+    session.running = False
+    session.pid = 0
+    session.ended.set()
+    engine.publish(container, "exec_die", time_ns=at_ns, execID=exec_id, exitCode=str(code))
+
+
+async def run_captured(
+    engine: "Containers", container: Container, exec_id: str, args: list[str], *, timeout: float, capture: int
+) -> tuple[int | None, str]:
+    """Run a command without a client; returns its exit code (None when it took too long and was killed) and output."""
+    session = Exec(
+        exec_id, container.id, ExecConfig(tuple(args), attach_stdout=True, attach_stderr=True), internal=True
+    )
+    engine.execs[exec_id] = session
+    try:
+        shim = await engine.shim_of(container)
+        await start(engine, container, session, capture=capture)
+        late = False
+        try:
+            async with asyncio.timeout(timeout):
+                await session.ended.wait()
+        except TimeoutError:
+            late = True
+            with contextlib.suppress(ShimError):
+                await shim.signal(exec_id, 9)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(10):
+                    await session.ended.wait()
+        output = await shim.exec_output(exec_id)
+        with contextlib.suppress(ShimError):
+            await shim.forget_exec(exec_id)
+        text = output[: capture - 1].decode("utf-8", "replace") + ("..." if len(output) >= capture else "")
+        return (None if late else session.exit_code), text
+    finally:
+        engine.execs.pop(exec_id, None)
+
+
+# -- records ------------------------------------------------------------------------------------------------------------
+
+
+def folder(engine: "Containers", container_id: str) -> Path:
+    """Return where the sessions of a container are kept."""
+    return engine.exec_root.root / "exec" / container_id
+
+
+def _keep(engine: "Containers", session: Exec) -> None:
+    place = folder(engine, session.container_id)
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = place / f"{session.id}.json"
+    temporary = path.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(session.to_record(), file)
+    temporary.rename(path)
+
+
+def drop_all(engine: "Containers", container: Container) -> None:
+    """Forget the records on disk: the container has ended. In memory they stay until it goes or starts anew."""
+    shutil.rmtree(folder(engine, container.id), ignore_errors=True)
+
+
+def restore(engine: "Containers", container: Container, status: ShimStatus) -> None:
+    """Take back the sessions of a live container, with what its shim knows of them."""
+    place = folder(engine, container.id)
+    for path in sorted(place.glob("*.json")) if place.is_dir() else []:
+        try:
+            session = Exec.from_record(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("record of an exec session %s is damaged and left out: %r", path, error)
+            continue
+        known = status.execs.get(session.id)
+        if known is not None:
+            session.started = True
+            session.running = known.running
+            session.pid = known.pid if known.running else 0
+            if not known.running:
+                session.exit_code = known.exit_code
+                session.ended.set()
+                code = 0 if known.exit_code is None else known.exit_code
+                engine.publish(container, "exec_die", time_ns=known.at_ns, execID=session.id, exitCode=str(code))
+        engine.execs[session.id] = session
+        container.exec_ids.append(session.id)
+
+
+async def resize(engine: "Containers", session: Exec, rows: int, columns: int) -> None:
+    """Set the size of a session's terminal. Raises the API's error when it does not run."""
+    container = engine.get(session.container_id)
+    if container is None or not session.running:
+        raise Conflict(f"cannot resize a stopped container: exec {session.id} is not running")
+    shim = await engine.shim_of(container)
+    try:
+        await shim.resize(session.id, rows, columns)
+    except ShimError as error:
+        raise SystemError_(f"cannot resize exec {session.id}: {error}") from error

@@ -1,0 +1,83 @@
+"""Where a container's files are seen from outside, for `docker cp`: as the container sees them while it lives."""
+
+import asyncio
+import contextlib
+import posixpath
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moorage_guest.engine.mounts import below
+from moorage_guest.engine.record import Container, MountRecord
+from moorage_guest.errors import Conflict, InvalidParameter
+from moorage_guest.images.archive import stat_path
+
+if TYPE_CHECKING:
+    from moorage_guest.engine.containers import Containers
+
+
+@dataclass(frozen=True)
+class View:
+    """A folder that stands for the container's root, or for one mount in it, and the path below it."""
+
+    root: Path
+    path: str
+    mount: MountRecord | None = None
+
+
+@contextlib.asynccontextmanager
+async def view(engine: "Containers", container: Container, path: str) -> AsyncGenerator[View, None]:
+    """Have a path of the container ready to be read or written. Raises the API's errors."""
+    if not path:
+        raise InvalidParameter("bad parameter: path cannot be empty")
+    if container.removing:
+        raise Conflict(f"container {container.id} is being removed")
+    mount = mount_at(container, path)
+    if container.status.alive:
+        yield View(Path(f"/proc/{container.state.pid}/root"), path, mount)
+        return
+    if mount is not None and mount.kind in ("volume", "bind"):
+        # Nothing is mounted in a container that does not run: its volume or folder itself is gone into.
+        inside = posixpath.relpath(posixpath.normpath(f"/{path}"), mount.destination)
+        tail = "/." if path.endswith(("/", "/.")) or inside == "." else ""
+        if mount.kind == "volume":
+            source = await engine.volumes.acquire(mount.name, container.id)
+        else:
+            source = Path(mount.source)
+        try:
+            root = await asyncio.to_thread(below, source, mount.subpath)
+            yield View(root, f"/{inside}{tail}", mount)
+        finally:
+            if mount.kind == "volume":
+                await engine.volumes.release(mount.name, container.id)
+        return
+    root = await engine.layers.mount(container.id)
+    try:
+        yield View(root, path)
+    finally:
+        async with container.lock:
+            if not container.status.alive:
+                await engine.layers.unmount(container.id)
+
+
+def mount_at(container: Container, path: str) -> MountRecord | None:
+    """Return the mount that a path leads into, taken by its words alone."""
+    clean = posixpath.normpath(f"/{path}")
+    found = [m for m in container.mounts if clean == m.destination or clean.startswith(f"{m.destination}/")]
+    return max(found, key=lambda each: len(each.destination), default=None)
+
+
+def check_writable(container: Container, mount: MountRecord | None) -> None:
+    """Raise InvalidParameter when nothing can be written there."""
+    if mount is not None:
+        if not mount.read_write:
+            raise InvalidParameter("mounted volume is marked read-only")
+    elif container.host_config.readonly_rootfs:
+        raise InvalidParameter("container rootfs is marked read-only")
+
+
+def check_folder(place: View) -> None:
+    """Raise InvalidParameter when the path is no folder; NotFound when it is not there. Blocks."""
+    if not stat_path(place.root, place.path.rstrip("/") + "/.").is_folder:
+        raise InvalidParameter("extraction point is not a directory")

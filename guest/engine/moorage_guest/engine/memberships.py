@@ -1,0 +1,60 @@
+"""A container's membership in networks: joined and left at any time, running or not."""
+
+from moorage_guest.api.types import EndpointSettings
+from moorage_guest.engine.containers import Containers
+from moorage_guest.engine.record import Container
+from moorage_guest.engine.states import Status
+from moorage_guest.errors import Conflict, Forbidden, InvalidParameter, NotFound, SystemError_
+
+
+async def connect(engine: Containers, container: Container, network: str, settings: EndpointSettings | None) -> None:
+    """Join a network. Raises the API's errors."""
+    record = engine.networks.check(network, settings)
+    if container.removing or container.status in (Status.REMOVING, Status.DEAD):
+        raise Conflict(f'Container {container.id} is marked for removal and cannot be "connect".')
+    mode = container.network_mode
+    if mode.startswith("container:"):
+        raise Forbidden(
+            "container sharing network namespace with another container or host cannot be connected to any other network"
+        )
+    if mode == "host":
+        raise InvalidParameter("container cannot be disconnected from host network or connected to host network")
+    if mode == "none":
+        raise InvalidParameter(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+        )
+    wanted = (settings or EndpointSettings()).model_copy(deep=True)
+    async with container.lock:
+        if record.name in container.endpoints and container.status.alive:
+            raise Forbidden(f"endpoint with name {container.name} already exists in network {record.name}")
+        if container.status.alive:
+            container.endpoints[record.name] = await engine.networks.connect(container.id, record.id, wanted)
+            container.ports = dict(engine.networks.ports(container.id))
+        else:
+            container.endpoints[record.name] = wanted.model_copy(update={"network_id": record.id})
+        container.wanted_endpoints[record.name] = wanted
+        await engine.save(container)
+
+
+async def disconnect(engine: Containers, reference: str, network: str, *, force: bool) -> None:
+    """Leave a network. Raises the API's errors; with force quiet about a container that is gone."""
+    record = engine.networks.find(network)
+    try:
+        container = engine.find(reference)
+    except NotFound:
+        if force:
+            await engine.networks.disconnect(reference, record.id)
+            return
+        raise
+    if container.network_mode == "host":
+        raise InvalidParameter("container cannot be disconnected from host network or connected to host network")
+    async with container.lock:
+        key = next((n for n, e in container.endpoints.items() if n == record.name or e.network_id == record.id), None)
+        if key is None:
+            raise SystemError_(f"container {container.id} is not connected to network {record.name}")
+        if container.status.alive:
+            await engine.networks.disconnect(container.id, record.id)
+            container.ports = dict(engine.networks.ports(container.id))
+        container.endpoints.pop(key, None)
+        container.wanted_endpoints.pop(key, None)
+        await engine.save(container)

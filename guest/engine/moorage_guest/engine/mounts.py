@@ -1,0 +1,353 @@
+"""Mounts of a container: what -v, --mount, --tmpfs, --volumes-from and the image ask for, checked and resolved.
+
+Making volumes and mounting them belongs to the Volumes service; this module only says which are wanted.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from moorage_guest.api.types import ContainerConfig, HostConfig, Mount
+from moorage_guest.engine.record import MountRecord
+from moorage_guest.errors import InvalidParameter
+from moorage_guest.oci.spec import MountPoint
+
+PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
+_LABELS = frozenset({"z", "Z"})
+_CONSISTENCY = frozenset({"consistent", "cached", "delegated", "default"})
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+
+_TMPFS_FLAGS = frozenset(
+    [
+        "ro",
+        "rw",
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "noexec",
+        "exec",
+        "sync",
+        "async",
+        "dirsync",
+        "remount",
+        "mand",
+        "nomand",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "bind",
+        "rbind",
+        "unbindable",
+        "runbindable",
+        "private",
+        "rprivate",
+        "shared",
+        "rshared",
+        "slave",
+        "rslave",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+    ]
+)
+_TMPFS_VALUES = frozenset({"mode", "uid", "gid", "nr_inodes", "nr_blocks", "size", "mpol"})
+_TMPFS_DEFAULTS = ("noexec", "nosuid", "nodev")
+
+
+def parse_bind(specification: str, volume_driver: str = "") -> MountRecord:
+    """Read one entry of HostConfig.Binds: ``[source:]destination[:mode]``. Raises InvalidParameter in dockerd's words."""
+    parts = specification.split(":")
+    mode = ""
+    if len(parts) == 1:
+        source, destination = "", parts[0]
+    elif len(parts) == 2:
+        if parts[1].startswith("/") or not _valid_mode(parts[1]):
+            source, destination = parts
+        else:
+            source, (destination, mode) = "", parts
+    elif len(parts) == 3:
+        source, destination, mode = parts
+    else:
+        raise InvalidParameter(f"invalid volume specification: '{specification}'")
+    if (len(parts) > 1 and not source and len(parts) != 2) or not destination:
+        raise InvalidParameter(f"invalid volume specification: '{specification}'")
+    if not destination.startswith("/"):
+        raise InvalidParameter(
+            f"invalid volume specification: '{specification}': invalid mount config for type "
+            f'"{"bind" if source.startswith("/") else "volume"}": invalid mount path: '
+            f"'{destination}' mount path must be absolute"
+        )
+    if mode and not _valid_mode(mode):
+        raise InvalidParameter(f'invalid mode: "{mode}"')
+    destination = _clean(destination, specification)
+    words = set(mode.split(",")) if mode else set()
+    propagation = next(iter(words & PROPAGATIONS), "")
+    read_write = "ro" not in words
+    if source.startswith("/"):
+        if "nocopy" in words:
+            raise InvalidParameter(f'invalid mode: "{mode}"')
+        return MountRecord(
+            "bind", destination, os.path.normpath(source), mode=mode, read_write=read_write,
+            propagation=propagation or "rprivate", create_source=True,
+        )  # fmt: skip
+    if propagation:
+        raise InvalidParameter(f'invalid mode: "{mode}"')
+    if source and not _VOLUME_NAME.fullmatch(source):
+        raise InvalidParameter(
+            f'create {source}: "{source}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+        )
+    return MountRecord(
+        "volume", destination, name=source, driver=volume_driver or "local", mode=mode or "z", read_write=read_write,
+        no_copy="nocopy" in words, anonymous=not source,
+    )  # fmt: skip
+
+
+def _valid_mode(mode: str) -> bool:
+    words = mode.split(",")
+    groups = [{"ro", "rw"}, _LABELS, PROPAGATIONS, {"nocopy"}, _CONSISTENCY]
+    if any(word not in set().union(*groups) for word in words):
+        return False
+    return all(sum(word in group for word in words) <= 1 for group in groups)
+
+
+def _clean(destination: str, specification: str) -> str:
+    cleaned = os.path.normpath(destination).replace("//", "/")
+    if cleaned == "/":
+        raise InvalidParameter(
+            f"invalid volume specification: '{specification}': invalid specification: destination can't be '/'"
+        )
+    return cleaned
+
+
+def parse_mount(mount: Mount) -> MountRecord:
+    """Check one entry of HostConfig.Mounts. Raises InvalidParameter in dockerd's words."""
+
+    def fault(text: str) -> InvalidParameter:
+        return InvalidParameter(f'invalid mount config for type "{mount.type}": {text}')
+
+    if mount.type not in ("bind", "volume", "tmpfs", "image"):
+        raise fault("mount type unknown")
+    if not mount.target:
+        raise fault("field Target must not be empty")
+    if not mount.target.startswith("/"):
+        raise fault(f"invalid mount path: '{mount.target}' mount path must be absolute")
+    target = os.path.normpath(mount.target).replace("//", "/")
+    if target == "/":
+        raise fault("invalid specification: destination can't be '/'")
+    for kind, given, field_name in (
+        ("bind", mount.bind_options, "BindOptions"),
+        ("volume", mount.volume_options, "VolumeOptions"),
+        ("tmpfs", mount.tmpfs_options, "TmpfsOptions"),
+        ("image", mount.image_options, "ImageOptions"),
+    ):
+        if given is not None and kind != mount.type:
+            raise fault(f"field {field_name} must not be specified")
+    read_write = not mount.read_only
+    if mount.type == "bind":
+        return _parse_bind_mount(mount, target, fault)
+    if mount.type == "volume":
+        volume = mount.volume_options
+        if mount.source.startswith("/") or (mount.source and not _VOLUME_NAME.fullmatch(mount.source)):
+            raise InvalidParameter(
+                f'create {mount.source}: "{mount.source}" includes invalid characters for a local volume name, only '
+                '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+            )
+        subpath = volume.subpath if volume else ""
+        if subpath and (subpath.startswith("/") or ".." in Path(subpath).parts):
+            raise fault(f"subpath must be a relative path within the volume: {subpath}")
+        if subpath and not mount.source:
+            raise fault("must not set Subpath when using anonymous volumes")
+        driver = volume.driver_config.name if volume and volume.driver_config else ""
+        return MountRecord(
+            "volume", target, name=mount.source, driver=driver or "local", mode="z", read_write=read_write,
+            no_copy=bool(volume and volume.no_copy), subpath=subpath, anonymous=not mount.source, from_mounts=True,
+        )  # fmt: skip
+    if mount.type == "image":
+        if not mount.source:
+            raise fault("field Source must not be empty")
+        subpath = mount.image_options.subpath if mount.image_options else ""
+        if subpath and (subpath.startswith("/") or ".." in Path(subpath).parts):
+            raise fault(f"subpath must be a relative path within the image: {subpath}")
+        return MountRecord(
+            "image", target, source=mount.source, name=mount.source, read_write=False, subpath=subpath,
+            from_mounts=True,
+        )  # fmt: skip
+    if mount.source:
+        raise fault("field Source must not be specified")
+    options = list(_TMPFS_DEFAULTS)
+    if mount.tmpfs_options is not None:
+        tmpfs = mount.tmpfs_options
+        if tmpfs.size_bytes < 0:
+            raise fault("size must not be negative")
+        if tmpfs.mode:
+            options.append(f"mode={tmpfs.mode:o}")
+        if tmpfs.size_bytes:
+            options.append(f"size={tmpfs.size_bytes}")
+        for words in tmpfs.options:
+            name = words[0] if words else ""
+            if len(words) == 1 and name in _TMPFS_FLAGS:
+                options = _override(options, name)
+            elif len(words) == 2 and name in _TMPFS_VALUES:
+                options.append(f"{name}={words[1]}")
+            else:
+                raise fault(f"invalid option: {words}")
+    if mount.read_only:
+        options.append("ro")
+    return MountRecord("tmpfs", target, read_write=read_write, options=tuple(options), from_mounts=True)
+
+
+def _parse_bind_mount(mount: Mount, target: str, fault: Callable[[str], InvalidParameter]) -> MountRecord:
+    if not mount.source:
+        raise fault("field Source must not be empty")
+    if not mount.source.startswith("/"):
+        raise fault(f"invalid mount path: '{mount.source}' mount path must be absolute")
+    bind = mount.bind_options
+    propagation = bind.propagation if bind else ""
+    if propagation and propagation not in PROPAGATIONS:
+        raise fault(f"invalid propagation mode: {propagation}")
+    create = bool(bind and bind.create_mountpoint)
+    if not create and not Path(mount.source).exists():
+        raise fault(f"bind source path does not exist: {mount.source}")
+    return MountRecord(
+        "bind", target, os.path.normpath(mount.source), read_write=not mount.read_only,
+        propagation=propagation or "rprivate", create_source=create, from_mounts=True,
+        non_recursive=bool(bind and bind.non_recursive),
+    )  # fmt: skip
+
+
+def parse_tmpfs(destination: str, text: str) -> MountRecord:
+    """Check one entry of HostConfig.Tmpfs. Raises InvalidParameter."""
+    if not destination.startswith("/"):
+        raise InvalidParameter(
+            f"invalid mount config for type \"tmpfs\": invalid mount path: '{destination}' mount path must be absolute"
+        )
+    options = list(_TMPFS_DEFAULTS)
+    for word in filter(None, text.split(",")):
+        name, has_value, _ = word.partition("=")
+        if word in _TMPFS_FLAGS:
+            options = _override(options, word)
+        elif has_value and name in _TMPFS_VALUES:
+            options.append(word)
+        else:
+            raise InvalidParameter(f'invalid tmpfs option ["{word}"]')
+    return MountRecord("tmpfs", os.path.normpath(destination), read_write="ro" not in options, options=tuple(options))
+
+
+def _override(options: list[str], flag: str) -> list[str]:
+    opposite = {"exec": "noexec", "suid": "nosuid", "dev": "nodev", "rw": "ro"}.get(flag, f"no{flag}")
+    return [*(each for each in options if each not in (opposite, flag)), flag]
+
+
+def wanted_mounts(
+    config: ContainerConfig,
+    host: HostConfig,
+    mounts_of: Callable[[str], list[MountRecord]],
+) -> list[MountRecord]:
+    """Return every mount of a new container, one for each destination, without sources of volumes yet.
+
+    ``mounts_of`` returns the mounts of the container that --volumes-from names. Later kinds win as in dockerd:
+    volumes-from, then binds, then mounts, then the image's volumes where nothing else is.
+    """
+    found: dict[str, MountRecord] = {}
+    for entry in host.volumes_from:
+        name, _, mode = entry.partition(":")
+        if not name:
+            raise InvalidParameter(f"invalid volumes-from specification: {entry}")
+        if mode and not _valid_mode(mode):
+            raise InvalidParameter(f'invalid mode: "{mode}"')
+        read_only = "ro" in mode.split(",")
+        for mount in mounts_of(name):
+            if mount.kind != "tmpfs":
+                found[mount.destination] = replace(
+                    mount, read_write=mount.read_write and not read_only, no_copy=True, anonymous=False
+                )
+    taken: set[str] = set()
+
+    def add(mount: MountRecord) -> None:
+        if mount.destination in taken:
+            raise InvalidParameter(f"Duplicate mount point: {mount.destination}")
+        taken.add(mount.destination)
+        found[mount.destination] = mount
+
+    for specification in host.binds:
+        add(parse_bind(specification, host.volume_driver))
+    for each in host.mounts:
+        add(parse_mount(each))
+    for destination, text in host.tmpfs.items():
+        tmpfs = parse_tmpfs(destination, text)
+        if tmpfs.destination in taken:
+            raise InvalidParameter(f"Duplicate mount point: {tmpfs.destination}")
+        found[tmpfs.destination] = tmpfs
+    for destination in config.volumes:
+        if not destination.startswith("/"):
+            raise InvalidParameter(
+                f"invalid volume specification: '{destination}': invalid mount config for type \"volume\": "
+                f"invalid mount path: '{destination}' mount path must be absolute"
+            )
+        cleaned = _clean(destination, destination)
+        if cleaned not in found:
+            found[cleaned] = MountRecord("volume", cleaned, driver="local", anonymous=True)
+    return list(found.values())
+
+
+def volume_options(host: HostConfig) -> Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]:
+    """Return (driver options, labels) by destination for volumes that --mount makes on the way."""
+    found: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {}
+    for mount in host.mounts:
+        if mount.type == "volume" and mount.volume_options is not None:
+            driver = mount.volume_options.driver_config
+            found[os.path.normpath(mount.target)] = (
+                driver.options if driver else {},
+                mount.volume_options.labels,
+            )
+    return found
+
+
+def oci_mounts(mounts: Iterable[tuple[MountRecord, Path | None]]) -> list[MountPoint]:
+    """Return the OCI mounts. Each comes with the folder or file that stands behind it (None for tmpfs)."""
+    points = []
+    for mount, source in mounts:
+        if mount.kind == "tmpfs":
+            points.append(MountPoint("tmpfs", mount.destination, "tmpfs", mount.options))
+            continue
+        assert source is not None
+        options = ["bind" if mount.non_recursive else "rbind", "rw" if mount.read_write else "ro"]
+        options.append(mount.propagation or "rprivate")
+        points.append(MountPoint(str(source), mount.destination, "bind", tuple(options)))
+    return points
+
+
+def bind_source(mount: MountRecord) -> Path:
+    """Return the source of a bind, made as a folder where -v may make it. Blocks; raises InvalidParameter."""
+    source = Path(mount.source)
+    if not source.exists():
+        if not mount.create_source:
+            raise InvalidParameter(
+                f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
+            )
+        try:
+            source.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidParameter(
+                f"error while creating mount source path '{mount.source}': mkdir {mount.source}: "
+                f"{(error.strerror or str(error)).lower()}"
+            ) from error
+    return source
+
+
+def below(root: Path, subpath: str) -> Path:
+    """Return ``root/subpath``, which must exist and stay below root even through symbolic links. Blocks."""
+    if not subpath:
+        return root
+    target = Path(os.path.realpath(root / subpath))
+    if not target.is_relative_to(os.path.realpath(root)):
+        raise InvalidParameter(f"cannot access path {subpath}: it leads out of the volume")
+    if not target.exists():
+        raise InvalidParameter(f"cannot access path {root / subpath}: no such file or directory")
+    return target

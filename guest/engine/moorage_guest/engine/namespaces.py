@@ -1,0 +1,147 @@
+"""Where a container's namespaces come from: its own network sandbox, the host, or another container.
+
+The sandbox itself is the Networks service's work.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from moorage_guest.engine.containers import Containers
+from moorage_guest.engine.record import Container
+from moorage_guest.errors import Conflict, InvalidParameter
+from moorage_guest.net.sandboxes import SandboxRequest
+from moorage_guest.oci.spec import Joined, MountPoint
+
+_FILES = (("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the runtime spec needs to know of a container's surroundings."""
+
+    netns: Path | None
+    hostname: str
+    mounts: list[MountPoint]
+    joined: Joined
+    shm_path: Path | None
+    environment: tuple[str, ...] = ()
+
+
+async def enter(engine: Containers, container: Container) -> Place:
+    """Make or find the namespaces of a container that is about to start. Raises the API's errors."""
+    host = container.host_config
+    joined = Joined(pid=_joined(engine, host.pid_mode, "pid", "PID"), ipc=_joined(engine, host.ipc_mode, "ipc", "IPC"))
+    shm_path = None
+    if joined.ipc is not None:
+        shm_path = joined.ipc.parents[1] / "root" / "dev" / "shm"
+    netns, hostname, environment = None, container.config.hostname, tuple[str, ...]()
+    files_of = container
+    if container.network_mode.startswith("container:"):
+        other = _live(engine, container.network_mode, "network")
+        netns = Path(f"/proc/{other.state.pid}/ns/net")
+        files_of = other
+        hostname = hostname or other.config.hostname
+    else:
+        request = sandbox_request(container)
+        if container.own_network:
+            sandbox = await engine.networks.allocate(request)
+            netns = sandbox.netns_path
+            container.endpoints = dict(sandbox.endpoints)
+            container.ports = dict(sandbox.ports)
+            container.sandbox_key = str(netns)
+            environment = _link_environment(engine, container)
+        else:
+            await engine.networks.write_host_files(request, host_network=container.network_mode == "host")
+            container.ports = {}
+    folder = engine.data_root.container(files_of.id)
+    taken = {mount.destination for mount in container.mounts}
+    mounts = [
+        MountPoint(str(folder / name), inside, "bind", ("rbind", "rprivate"))
+        for name, inside in _FILES
+        if inside not in taken
+    ]
+    if container.host_config.uts_mode == "host" and not hostname:
+        hostname = await asyncio.to_thread(Path("/proc/sys/kernel/hostname").read_text)
+    return Place(netns, hostname.strip(), mounts, joined, shm_path, environment)
+
+
+async def leave(engine: Containers, container: Container) -> None:
+    """Release the sandbox; what was asked for stays for the next start. Idempotent."""
+    if container.own_network:
+        await engine.networks.release(container.id)
+    container.ports = {}
+    container.sandbox_key = ""
+    container.endpoints = {
+        name: settings.model_copy(
+            update={
+                "endpoint_id": "", "gateway": "", "ip_address": "", "ip_prefix_len": 0, "ipv6_gateway": "",
+                "global_ipv6_address": "", "global_ipv6_prefix_len": 0,
+                "mac_address": container.wanted_endpoints[name].mac_address if name in container.wanted_endpoints else "",
+            }
+        )
+        for name, settings in container.endpoints.items()
+    }  # fmt: skip
+
+
+def sandbox_request(container: Container) -> SandboxRequest:
+    """Return what a container asks of networks."""
+    return SandboxRequest(
+        container_id=container.id, name=container.name, hostname=container.config.hostname,
+        host_config=container.host_config, endpoints=container.wanted_endpoints,
+        domainname=container.config.domainname, exposed_ports=tuple(container.config.exposed_ports),
+        mac_address=container.config.mac_address,
+    )  # fmt: skip
+
+
+def _joined(engine: Containers, mode: str, kind: str, name: str) -> Path | None:
+    if not mode.startswith("container:"):
+        return None
+    other = _live(engine, mode, name)
+    if (
+        kind == "ipc"
+        and other.host_config.ipc_mode not in ("shareable", "host")
+        and not (other.host_config.ipc_mode.startswith("container:"))
+    ):
+        raise InvalidParameter(
+            f"cannot join IPC namespace of container {mode.removeprefix('container:')}: non-shareable IPC "
+            "(hint: use IpcMode:shareable for the donor container)"
+        )
+    return Path(f"/proc/{other.state.pid}/ns/{kind}")
+
+
+def _live(engine: Containers, mode: str, what: str) -> Container:
+    other = engine.find(mode.removeprefix("container:"))
+    if not other.status.alive:
+        raise Conflict(f"cannot join {what} of a non running container: {other.id}")
+    return other
+
+
+def _link_environment(engine: Containers, container: Container) -> tuple[str, ...]:
+    """Return the variables that a link on the default bridge gives: address, ports and environment of the other one."""
+    if container.network_mode != "bridge":
+        return ()
+    found: list[str] = []
+    for link in container.host_config.links:
+        target, _, alias = link.partition(":")
+        other = engine.find(target)
+        alias = (alias or other.name).rsplit("/", 1)[-1]
+        prefix = alias.upper().replace("-", "_")
+        endpoint = other.endpoints.get("bridge")
+        if endpoint is None or not endpoint.ip_address:
+            raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{container.name}/{alias}")
+        found.append(f"{prefix}_NAME=/{container.name}/{alias}")
+        ports = sorted(other.config.exposed_ports, key=lambda each: (int(each.split("/")[0].split("-")[0]), each))
+        for position, port in enumerate(ports):
+            number, _, protocol = port.partition("/")
+            protocol = protocol or "tcp"
+            url = f"{protocol}://{endpoint.ip_address}:{number}"
+            name = f"{prefix}_PORT_{number}_{protocol.upper()}"
+            if position == 0:
+                found.append(f"{prefix}_PORT={url}")
+            found += [
+                f"{name}={url}", f"{name}_ADDR={endpoint.ip_address}", f"{name}_PORT={number}",
+                f"{name}_PROTO={protocol}",
+            ]  # fmt: skip
+        found += [f"{prefix}_ENV_{entry}" for entry in other.config.env if not entry.startswith("PATH=")]
+    return tuple(found)

@@ -1,0 +1,75 @@
+"""A live container's output on its way: the shim's pipes given to the log pump, attached clients fed."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from moorage_guest.engine import logview
+from moorage_guest.engine.record import Container
+from moorage_guest.engine.shims import Shim, ShimError
+from moorage_guest.logs.feed import Feed
+from moorage_guest.logs.notify import Notifier
+from moorage_guest.logs.pump import LogTarget, StreamPipes
+
+if TYPE_CHECKING:
+    from moorage_guest.engine.containers import Containers
+
+log = logging.getLogger(__name__)
+
+
+class Output:
+    """Output of one run of a container. `open` before the start (or at taking back), `finish` after the end."""
+
+    def __init__(self, engine: "Containers", container: Container, shim: Shim) -> None:
+        self._engine = engine
+        self._container = container
+        self._shim = shim
+
+    @classmethod
+    async def open(cls, engine: "Containers", container: Container, shim: Shim, *, active: bool = True) -> "Output":
+        """Begin to write the log, feeding attached clients if ``active``."""
+        pipes, shim_feed = await asyncio.gather(shim.pipes(), shim.feed())
+        endpoint = socket.socket(fileno=os.dup(shim_feed.fileno()))
+        shim_feed.close()
+        streams = {each.stream: StreamPipes(each.a_read, each.b_read, each.b_write) for each in pipes.streams}
+        try:
+            sink = await asyncio.to_thread(logview.open_sink, engine, container)
+        except BaseException:
+            endpoint.close()
+            for stream in streams.values():
+                stream.close()
+            raise
+        feed = Feed(endpoint, engine.exec_root.shim(container.id) / "spill", active=active)
+        await engine.pump.add(
+            LogTarget(container.id, streams, pipes.journal, sink, Notifier(asyncio.get_running_loop()), feed)
+        )
+        return cls(engine, container, shim)
+
+    async def attached(self, count: int) -> None:
+        """Feed or stop feeding, now that the shim serves this many clients."""
+        if count:
+            await self._engine.pump.attach(self._container.id)
+        else:
+            await self._engine.pump.detach(self._container.id)
+
+    async def offsets(self) -> Mapping[int, int]:
+        """Feed from now on and return where each stream stands: a client attached from there on misses nothing."""
+        return await self._engine.pump.attach(self._container.id)
+
+    async def finish(self) -> None:
+        """Write what is left, tell the shim that this is all, and let go of the log."""
+        engine, container_id = self._engine, self._container.id
+        await engine.pump.drained(container_id)
+        offsets = await engine.pump.offsets(container_id)
+        try:
+            await self._shim.finish_output(offsets)
+        except ShimError as error:
+            log.debug("container %s: its clients are not told of the end: %s", container_id, error)
+        await engine.pump.remove(container_id)
+
+    async def leave(self) -> None:
+        """Let go of the log of a container that goes on without this daemon."""
+        await self._engine.pump.remove(self._container.id)

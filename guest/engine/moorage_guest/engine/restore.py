@@ -1,0 +1,269 @@
+"""Taking containers back when the daemon starts, and what happens to them when it stops.
+
+Whatever outlived the last daemon is found at its shim and goes on; what ended meanwhile is dealt with as if it ended now,
+with the code and time the shim kept. Nothing that cannot be taken back is killed: it is listed as unmanaged.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from moorage_guest.engine import ending, execs, health, lifecycle, removal, restart, starting
+from moorage_guest.engine.containers import Containers, Running
+from moorage_guest.engine.output import Output
+from moorage_guest.engine.record import KIND, Container, RecordError
+from moorage_guest.engine.settings import DEFAULT_STOP_TIMEOUT
+from moorage_guest.engine.shims import ExitRecord, Shim, ShimError, ShimGone, ShimStatus
+from moorage_guest.engine.states import Status
+from moorage_guest.errors import EngineError, NotModified
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Shim protocols that this daemon speaks.
+PROTOCOLS = frozenset({1})
+
+#: Containers that are taken back or stopped at the same time.
+_AT_ONCE = 32
+
+
+@dataclass
+class _Found:
+    """A container of the database and what became of it."""
+
+    container: Container
+    shim: Shim | None = None
+    status: ShimStatus | None = None
+    end: ExitRecord | None = None
+
+
+async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Take everything back; returns when containers can be listed and used.
+
+    ``before_ends`` runs when all containers are known and before the ends of those that ended meanwhile are told, so
+    that who waited for them can wait again.
+    """
+    _load(engine)
+    shims, dead = set(await engine.agent.shim_ids()), set(await engine.agent.dead_shims())
+    found = await _each([_look(engine, container, shims, dead) for container in engine])
+    live = {each.container.id for each in found if each.status is not None and each.status.running}
+    for container_id in (shims | dead) - {each.container.id for each in found}:
+        engine.unmanaged.setdefault(container_id, "no record of it is left in the state database")
+    every = {container.id for container in engine}
+    keep_layers = every | set(engine.unmanaged)
+    await asyncio.gather(
+        engine.layers.restore(keep_layers),
+        engine.networks.start(live | set(engine.unmanaged)),
+        engine.volumes.restore(_volumes(engine, every), _volumes(engine, live)),
+    )
+    await _each([_take_back(engine, each) for each in found if each.shim is not None])
+    if before_ends is not None:
+        await before_ends()
+    await _each([_end(engine, each) for each in found if each.end is not None])
+    if not engine.settings.live_restore:
+        await _each([_stop_quietly(engine, each.container) for each in found if each.container.id in live])
+    await _settle(engine)
+
+
+def _load(engine: Containers) -> None:
+    for key, record in engine.store.all(KIND).items():
+        try:
+            container = Container.from_record(record)
+            engine.names.reserve(container.name, container.id)
+        except RecordError as error:
+            log.error("%s: the container is left alone", error)
+            engine.unmanaged[key] = str(error)
+            continue
+        except EngineError as error:
+            log.error("container %s has lost its name: %s", key, error)
+            container.name = engine.names.make_up(container.id)
+        engine.add(container)
+
+
+def _volumes(engine: Containers, ids: set[str]) -> dict[str, list[str]]:
+    return {
+        container.id: [mount.name for mount in container.mounts if mount.kind == "volume"]
+        for container in engine
+        if container.id in ids
+    }
+
+
+async def _each(work: list[Awaitable[T]]) -> list[T]:
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(awaitable: Awaitable[T]) -> T:
+        async with gate:
+            return await awaitable
+
+    return list(await asyncio.gather(*(one(each) for each in work)))
+
+
+async def _look(engine: Containers, container: Container, shims: set[str], dead: set[str]) -> _Found:
+    """Find out what became of a container."""
+    result = _Found(container)
+    if container.id in shims:
+        try:
+            result.shim = await Shim.connect(engine.exec_root, container.id)
+            result.status = await result.shim.status()
+        except ShimGone:
+            dead = {*dead, container.id}
+        except ShimError as error:
+            container.unmanaged = str(error)
+        else:
+            if result.status.protocol not in PROTOCOLS:
+                container.unmanaged = (
+                    f"its shim speaks protocol {result.status.protocol}, which this engine does not know"
+                )
+                result.shim.close()
+                result.shim = None
+        if container.unmanaged:
+            log.error("container %s is unmanaged: %s", container.id, container.unmanaged)
+            engine.unmanaged[container.id] = container.unmanaged
+            return result
+    if result.status is not None:
+        result.end = result.status.exit
+        if container.status.alive and result.status.pid == 0:
+            result.end = ExitRecord(ending.UNKNOWN_EXIT, time.time_ns())
+    elif container.id in dead:
+        record = ExitRecord(137, time.time_ns())
+        with contextlib.suppress(ShimError):
+            record = await engine.agent.bury(container.id)
+        if container.status.alive:
+            result.end = record
+    elif container.status.alive:
+        result.end = ExitRecord(ending.UNKNOWN_EXIT, time.time_ns())
+    return result
+
+
+async def _take_back(engine: Containers, found: _Found) -> None:
+    """Connect to a shim: output flows, events are followed, the state says what is."""
+    container, shim, status = found.container, found.shim, found.status
+    assert shim is not None and status is not None
+    running = Running(shim, attached=status.attached > 0)
+    engine.running[container.id] = running
+    if status.pid == 0 and not container.status.alive:
+        if status.attached == 0:
+            engine.running.pop(container.id)
+            await shim.shutdown(force=True)
+            return
+        starting.watch(engine, container, running)
+        return
+    if not container.status.alive:
+        # Killed between the start and its record.
+        container.state = replace(container.state, status=Status.RUNNING)
+    container.state = replace(
+        container.state, status=Status.PAUSED if status.paused else Status.RUNNING, pid=status.pid,
+        started_ns=status.started_ns,
+    )  # fmt: skip
+    execs.restore(engine, container, status)
+    try:
+        running.output = await Output.open(engine, container, shim, active=status.attached > 0)
+    except Exception:
+        log.exception("the log of container %s cannot be written", container.id)
+    if found.end is not None:
+        return
+    sandbox = engine.networks.sandbox(container.id)
+    if sandbox is not None:
+        container.endpoints, container.ports = dict(sandbox.endpoints), dict(sandbox.ports)
+    starting.watch(engine, container, running)
+    health.begin(engine, container, keep=True)
+    # What changed between the last record and the end of the last daemon.
+    await engine.save(container)
+
+
+async def _end(engine: Containers, found: _Found) -> None:
+    container, end = found.container, found.end
+    assert end is not None
+    if not container.status.alive:
+        container.state = replace(container.state, status=Status.RUNNING)
+    running = engine.running.get(container.id)
+    if running is None:
+        async with container.lock:
+            await ending.end_locked(engine, container, None, end)
+        ending.after_end(engine, container)
+        return
+    await ending.ended(engine, container, running, end)
+
+
+async def _stop_quietly(engine: Containers, container: Container) -> None:
+    try:
+        await lifecycle.stop(engine, container)
+        container.manually_stopped = False
+        await engine.save(container)
+    except NotModified:
+        return
+    except EngineError as error:
+        log.warning("container %s could not be stopped: %s", container.id, error)
+
+
+async def _settle(engine: Containers) -> None:
+    """Start what a policy wants started, remove what --rm or an unfinished removal wants gone."""
+    waiting: list[Container] = []
+    for container in engine:
+        if container.status.alive or container.unmanaged:
+            continue
+        if container.status == Status.DEAD or (
+            container.host_config.auto_remove and container.status == Status.EXITED and not container.removing
+        ):
+            engine.task(removal.auto_remove(engine, container), f"remove {container.id[:12]}")
+        elif container.status == Status.RESTARTING:
+            due = container.state.finished_ns + container.restart_delay_ns
+            restart.schedule(engine, container, max(due - time.time_ns(), 0))
+        elif restart.wanted_at_boot(container):
+            waiting.append(container)
+    if waiting:
+        engine.task(_start_all(engine, waiting), "start of containers with a restart policy")
+
+
+async def _start_all(engine: Containers, waiting: list[Container]) -> None:
+    """Start containers, those first that others join or link to."""
+
+    def depends(container: Container) -> int:
+        host = container.host_config
+        modes = (host.network_mode, host.pid_mode, host.ipc_mode)
+        return int(bool(host.links) or any(mode.startswith("container:") for mode in modes))
+
+    for rank in (0, 1):
+        await _each([_start_one(engine, each) for each in waiting if depends(each) == rank])
+
+
+async def _start_one(engine: Containers, container: Container) -> None:
+    async with container.lock:
+        if container.status.running or container.removing:
+            return
+        container.restart_count = 0
+        container.restart_delay_ns = 0
+        try:
+            await starting.start_locked(engine, container)
+        except EngineError as error:
+            log.error("container %s could not be started: %s", container.id, error)
+
+
+async def shut_down(engine: Containers) -> None:
+    """Deal with running containers when the daemon stops: with live restore they go on, without they are stopped."""
+    engine.shutting_down = True
+    if engine.settings.live_restore:
+        return
+    running = [container for container in engine if container.status.running]
+    longest = max((each.config.stop_timeout or DEFAULT_STOP_TIMEOUT for each in running), default=0)
+    limit = engine.settings.shutdown_timeout
+    deadline = None if limit < 0 else max(limit, longest + 5)
+    try:
+        async with asyncio.timeout(deadline):
+            await _each([_stop_for_shutdown(engine, container) for container in running])
+    except TimeoutError:
+        log.error("not all containers stopped within %s s: they are left to their shims", deadline)
+
+
+async def _stop_for_shutdown(engine: Containers, container: Container) -> None:
+    try:
+        await lifecycle.stop(engine, container)
+    except NotModified:
+        return
+    except EngineError as error:
+        log.warning("container %s could not be stopped: %s", container.id, error)

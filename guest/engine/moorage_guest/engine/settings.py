@@ -1,0 +1,52 @@
+"""The daemon's settings that containers are made and run by; daemon.py fills them from daemon.json and flags."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moorage_guest.api.types import Ulimit
+from moorage_guest.oci.spec import DEFAULT_SHM_SIZE, SpecDefaults
+
+#: Seconds between the stop signal and SIGKILL unless a container says otherwise.
+DEFAULT_STOP_TIMEOUT = 10
+
+DEFAULT_RUNTIME = "crun"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """A snapshot; a reload replaces it as a whole."""
+
+    live_restore: bool = True
+    log_driver: str = "json-file"
+    log_options: Mapping[str, str] = field(default_factory=dict)
+    shm_size: int = DEFAULT_SHM_SIZE
+    ipc_mode: str = "private"
+    cgroupns_mode: str = ""
+    cgroup_parent: str = ""
+    init: bool = False
+    init_path: str = "/usr/bin/tini-static"
+    no_new_privileges: bool = False
+    #: "", "builtin", "unconfined" or the JSON text of a profile.
+    seccomp_profile: str = ""
+    ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
+    cpu_rt_runtime: int = 0
+    cpu_rt_period: int = 0
+    runtimes: frozenset[str] = frozenset({DEFAULT_RUNTIME, "runc", "io.containerd.runc.v2"})
+    default_runtime: str = DEFAULT_RUNTIME
+    #: Seconds for all containers to stop when the daemon stops with live restore off; -1 is for ever.
+    shutdown_timeout: int = 15
+    storage_driver: str = "overlay2"
+    cgroup_version: str = "2"
+
+    def spec_defaults(self) -> SpecDefaults:
+        """Return the part that the OCI spec is built with."""
+        return SpecDefaults(
+            init=self.init,
+            init_path=Path(self.init_path),
+            no_new_privileges=self.no_new_privileges,
+            seccomp_profile=self.seccomp_profile,
+            ulimits=self.ulimits,
+            shm_size=self.shm_size,
+            cgroupns_mode=self.cgroupns_mode,
+        )
