@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from moorage_guest.engine.channel import Channel, ChannelClosed, RequestFailed
 from moorage_guest.engine.shim_client import Shim
-from moorage_guest.engine.shim_types import ClientGone, ShimError, ShimRequest
+from moorage_guest.engine.shim_types import ClientGone, ExitRecord, ShimError, ShimRequest
 from moorage_guest.paths import DataRoot, ExecRoot
 from moorage_guest.shim import wire
 
@@ -170,16 +170,20 @@ class Agent:
         """Return the containers whose shims died without being shut down; `bury` them."""
         return [str(item) for item in (await self._ask("shims", {})).body["result"]["dead"]]
 
-    async def bury(self, container_id: str) -> int:
-        """Kill what is left of a container whose shim died, remove its folder; return when it ended (Unix time, ns)."""
-        return int((await self._ask("bury", {"container_id": container_id})).body["result"]["at_ns"])
+    async def bury(self, container_id: str) -> ExitRecord:
+        """Remove what is left of a container whose shim died, and return how it ended (137 when it was killed for that).
 
-    async def spawn_netd(self, argv: list[str]) -> Path:
-        """Fork `moorage_guest.net.netd.main.main(argv)` off the agent and return the path of its socket.
+        Raises ShimError while the shim runs.
+        """
+        result = (await self._ask("bury", {"container_id": container_id})).body["result"]
+        return ExitRecord(int(result["code"]), int(result["at_ns"]), bool(result["oom"]))
+
+    async def spawn_netd(self) -> Path:
+        """Fork netd off the agent (`moorage_guest.net.netd.main.main`) and return the path of its socket.
 
         A netd that runs already is left alone. Returns once the socket exists.
         """
-        return Path(str((await self._ask("spawn_netd", {"argv": argv})).body["result"]["path"]))
+        return Path(str((await self._ask("spawn_netd", {})).body["result"]["path"]))
 
     async def open_lasting(self, client_socket: socket.socket, resume: dict[str, Any]) -> LastingStream | None:
         """Give a client's connection to the agent; None when run by hand: then serve the client yourself.
@@ -335,8 +339,8 @@ class Agent:
             process.kill()
             await process.wait()
             raise ShimError(f"the agent did not start within {AGENT_DEADLINE:.0f} s") from None
+        status = await process.wait()
         if answer.strip() != b"ready":
-            status = await process.wait()
             raise ShimError(f"the agent ended with status {status} at start; see the messages above")
 
     def _lost(self) -> None:

@@ -167,7 +167,7 @@ class Shim:
         await self._ask("finish_output", {"offsets": {str(key): value for key, value in offsets.items()}})
 
     async def exec(self, request: ExecRequest) -> Started:
-        """Start a process in the container. Raises OciError with what the runtime said (the client is closed then)."""
+        """Start a process in the container. Raises OciError with what the runtime said; the client's connection is then left to the caller."""
         file = self.folder / f"exec-{request.exec_id}.json"
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as stream:

@@ -1,0 +1,89 @@
+"""Command line of the agent: `--private` as moored starts it for itself, `--supervise` as init starts it in the VM."""
+
+import argparse
+import fcntl
+import gc
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moorage_guest.agent.logfile import LogFile
+from moorage_guest.agent.netd import Netd
+from moorage_guest.agent.service import Service
+from moorage_guest.agent.shims import Shims
+from moorage_guest.shim import kernel
+from moorage_guest.shim.loop import Loop, catch
+
+#: Seconds that a private agent stays when it has no shim and nobody is connected.
+IDLE = 10.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent. Returns its exit status: 0, or 1 when it cannot start."""
+    parser = argparse.ArgumentParser(
+        prog="moorage-agent",
+        description="Keeps containers' shims, and with --supervise the daemon itself, whatever happens to the daemon.",
+    )
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--private", action="store_true", help="serve one moored that is run by hand, and end after it")
+    parser.add_argument("--data-root", type=Path, default=Path("/var/lib/moorage"), help="what survives a reboot")
+    parser.add_argument("--exec-root", type=Path, default=Path("/run/moorage"), help="sockets and shims")
+    options = parser.parse_args(argv)
+    exec_root: Path = options.exec_root
+    exec_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+    lock = os.open(exec_root / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if options.private:  # somebody else was faster; the daemon connects to that one
+            os.write(1, b"ready\n")
+            return 0
+        os.write(2, f"moorage-agent: another agent serves {exec_root}; stop it first\n".encode())
+        return 1
+    return _private(exec_root)
+
+
+def _private(exec_root: Path) -> int:
+    log = LogFile(exec_root / "agent.log")
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    if os.fork():
+        os.close(tell)
+        if os.read(told, 1) != b"!":
+            return 1
+        os.write(1, b"ready\n")
+        return 0
+    os.close(told)
+    os.setsid()
+    kernel.set_name("moorage-agent")
+    for number in (signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    loop = Loop(log)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        catch(number)
+    loop.on_signal = lambda _number: loop.stop()
+    shims = Shims(loop, exec_root, log)
+    service = Service(loop, exec_root, shims, Netd(loop, exec_root, log), log)
+    shims.find()
+
+    def look_idle(was_idle: bool) -> None:
+        idle = not shims.running and not service.connections
+        if idle and was_idle:
+            (exec_root / "supervise.sock").unlink(missing_ok=True)
+            loop.stop()
+        else:
+            loop.later(IDLE / 2, lambda: look_idle(idle))
+
+    loop.later(IDLE / 2, lambda: look_idle(False))
+    log.redirect_stdio()
+    os.write(tell, b"!")
+    os.close(tell)
+    gc.collect()
+    gc.freeze()
+    loop.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

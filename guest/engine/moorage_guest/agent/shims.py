@@ -1,0 +1,201 @@
+"""The shims of one exec root: forked here, found again after the agent itself was replaced, buried when they died.
+
+A shim that dies without being shut down leaves its container without a guardian: the container is killed and its folder
+kept, with the exit recorded, until the daemon has taken note (`bury`).
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moorage_guest.agent.forking import fork_helper
+from moorage_guest.agent.logfile import SHIM_LOG_BYTES, LogFile
+from moorage_guest.shim import kernel, wire
+from moorage_guest.shim.connection import Refused
+from moorage_guest.shim.container import Spec, write_json
+from moorage_guest.shim.loop import READ, Loop
+from moorage_guest.shim.main import serve
+from moorage_guest.shim.runtime import Runtime, RuntimeFailed
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+
+#: Exit code of a container whose shim was killed: nobody can know a better one.
+KILLED = 137
+
+
+class Shims:
+    """Knows which shims run. `on_change` is called whenever that changes."""
+
+    def __init__(self, loop: Loop, exec_root: Path, log: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._folder = exec_root / "shim"
+        self._runtime_root = exec_root / "crun"
+        self._log = log
+        self._running: dict[str, int] = {}
+        self._dying: dict[str, list[Callable[[], None]]] = {}
+        self.on_change: Callable[[], None] = _nothing
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def running(self) -> list[str]:
+        """Containers whose shims run."""
+        return list(self._running)
+
+    @property
+    def dead(self) -> list[str]:
+        """Containers whose shims died, not yet buried."""
+        return [item.name for item in self._folders() if item.name not in self._running]
+
+    def folder(self, container_id: str) -> Path:
+        """Return the folder of a container's shim; Refused when the text is no container's id."""
+        if not _ID.fullmatch(container_id):
+            raise Refused("invalid", f"{container_id!r} is no container id")
+        return self._folder / container_id
+
+    def record(self, container_id: str) -> dict[str, Any]:
+        """Return shim.json, {} when there is none or it cannot be read."""
+        try:
+            record = json.loads((self.folder(container_id) / "shim.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def find(self) -> None:
+        """Take over the shims that run already, and clean up after those that died meanwhile."""
+        for folder in self._folders():
+            record = self.record(folder.name)
+            pid = int(record.get("shim_pid", 0))
+            if (
+                pid
+                and kernel.start_time(pid) == record.get("shim_start_time")
+                and kernel.state(pid) not in ("Z", "X", "")
+            ):
+                self._watch(folder.name, pid)
+            else:
+                self._died(folder.name)
+        self.on_change()
+
+    def spawn(self, spec: Spec) -> int:
+        """Fork a shim and return its pid; its socket is there already. Refused when the container has one."""
+        folder = self.folder(spec.container_id)
+        if spec.container_id in self._running:
+            raise Refused("conflict", f"container {spec.container_id} has a shim already")
+        if folder.exists():
+            raise Refused("conflict", f"the shim of container {spec.container_id} died and is not buried yet")
+        folder.mkdir(mode=0o700)
+        listener = wire.listen(folder / "shim.sock")
+        root = self._runtime_root
+        log = LogFile(folder / "shim.log", SHIM_LOG_BYTES)
+
+        def run(sock: socket.socket | None) -> None:
+            if sock is not None:
+                serve(sock, spec, root, folder, log)
+
+        with listener:
+            pid = fork_helper(run, log.path, listener)
+        self._running[spec.container_id] = pid
+        self._loop.on_child(pid, lambda code: self._ended(spec.container_id, code))
+        self.on_change()
+        return pid
+
+    def bury(self, container_id: str, done: Callable[[dict[str, Any]], None]) -> None:
+        """Remove what a dead shim left, and give its container's exit record. Refused while the shim runs."""
+        folder = self.folder(container_id)
+        if container_id in self._running:
+            raise Refused("running", f"the shim of container {container_id} runs")
+
+        def remove() -> None:
+            record = self.record(container_id).get("exit") or {"code": KILLED, "at_ns": time.time_ns(), "oom": False}
+            shutil.rmtree(folder, ignore_errors=True)
+            self.on_change()
+            done(record)
+
+        if container_id in self._dying:
+            self._dying[container_id].append(remove)
+        else:
+            remove()
+
+    def kill_leftover(self, container_id: str, number: int) -> bool:
+        """Signal a container's first process by its record; False when it has ended."""
+        record = self.record(container_id)
+        pid = int(record.get("pid", 0))
+        if not pid or not record.get("start_time"):
+            return False
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            return False
+        try:
+            if kernel.start_time(pid) != record["start_time"] or kernel.state(pid) in ("Z", "X", ""):
+                return False
+            signal.pidfd_send_signal(descriptor, number)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    # -- deaths -------------------------------------------------------------------------------------------------------
+
+    def _folders(self) -> list[Path]:
+        return [item for item in self._folder.iterdir() if item.is_dir() and _ID.fullmatch(item.name)]
+
+    def _watch(self, container_id: str, pid: int) -> None:
+        """A shim that another agent forked is no child of ours."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            self._died(container_id)
+            return
+
+        def ended(_ready: int) -> None:
+            self._loop.unwatch(descriptor)
+            os.close(descriptor)
+            self._ended(container_id, -1)
+
+        self._running[container_id] = pid
+        self._loop.watch(descriptor, READ, ended)
+
+    def _ended(self, container_id: str, code: int) -> None:
+        self._running.pop(container_id, None)
+        if (self._folder / container_id).exists():
+            self._log(f"the shim of container {container_id} died (status {code}): ending its container")
+            self._died(container_id)
+        self.on_change()
+
+    def _died(self, container_id: str) -> None:
+        """Kill what has no guardian any more, let the runtime clean up, and record the end."""
+        self._dying[container_id] = []
+        folder = self._folder / container_id
+        self.kill_leftover(container_id, signal.SIGKILL)
+        record = self.record(container_id)
+        spec = record.get("spec") or {}
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        runtime = Runtime(
+            self._loop, spec.get("runtime", "crun"), spec.get("runtime_args", []), self._runtime_root, folder
+        )
+
+        def deleted(failure: RuntimeFailed | None) -> None:
+            os.close(null)
+            if failure is not None and "not exist" not in str(failure):
+                self._log(f"cleaning up container {container_id}: {failure}")
+            if folder.exists():
+                if not record.get("exit"):
+                    record["exit"] = {"code": KILLED, "at_ns": time.time_ns(), "oom": False}
+                write_json(folder / "shim.json", record)
+            for done in self._dying.pop(container_id):
+                done()
+            self.on_change()
+
+        runtime.start(["delete", "--force", container_id], (null, null, null), deleted)
+
+
+def _nothing() -> None:
+    """Until somebody wants to know."""

@@ -1,0 +1,145 @@
+"""Clients attached to the container itself: who has got which part of the output, and when each of them is done."""
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from moorage_guest.shim.clients import Client
+from moorage_guest.shim.loop import READ, Loop
+
+#: (stream, offset) before the bytes of one datagram of output.
+FEED = struct.Struct("<BQ")
+
+_MAX_FEED = 64 * 1024
+
+#: Seconds after which clients are closed although they lack output that was announced but does not come.
+_FINISH_GRACE = 10.0
+
+
+class Attachment:
+    """One attached client: `next` is the offset it needs next, by stream."""
+
+    def __init__(self, client: Client, start: dict[int, int]) -> None:
+        self.client = client
+        self.next = start
+
+    def give(self, stream: int, offset: int, data: bytes) -> None:
+        """Pass on what the client does not have yet."""
+        known = self.next.get(stream, 0)
+        end = offset + len(data)
+        if end <= known:
+            return
+        self.next[stream] = end
+        self.client.write(stream, data[known - offset :] if offset < known else data)
+
+    def has(self, lengths: dict[int, int]) -> bool:
+        """Whether the client has got everything it wants up to these offsets."""
+        return all(self.next.get(stream, 0) >= end for stream, end in lengths.items() if stream in self.client.streams)
+
+
+class Attachments:
+    """All attached clients and the feeds that bring them output. Feeds are read one after the other, oldest first."""
+
+    def __init__(self, loop: Loop, on_count: Callable[[int], None]) -> None:
+        self._loop = loop
+        self._on_count = on_count
+        self._members: list[Attachment] = []
+        self._feeds: list[socket.socket] = []
+        self._lengths: dict[int, int] | None = None
+
+    @property
+    def count(self) -> int:
+        """Clients that want output."""
+        return sum(1 for member in self._members if member.client.streams)
+
+    def clients(self) -> list[Client]:
+        """Everybody, also those that only send input."""
+        return [member.client for member in self._members]
+
+    def add(self, client: Client, start: dict[int, int], on_gone: Callable[[], None]) -> None:
+        """Serve a client until it leaves or the output is complete."""
+        member = Attachment(client, start)
+
+        def gone() -> None:
+            self._members.remove(member)
+            on_gone()
+            if client.streams:
+                self._on_count(self.count)
+
+        client.on_gone = gone
+        client.on_room = self._resume
+        self._members.append(member)
+        if client.streams:
+            self._on_count(self.count)
+        if self._lengths is not None:
+            self._finish(idle=False)
+
+    def add_feed(self, sock: socket.socket) -> None:
+        """Take output from this socket once those before it have ended."""
+        sock.setblocking(False)
+        self._feeds.append(sock)
+        self._resume()
+
+    def finish(self, lengths: dict[int, int]) -> None:
+        """The output is complete at these offsets: close each client that has it all, and the others as soon as they do."""
+        self._lengths = lengths
+        self._resume()
+        if self._feeds:
+            self._read(0)
+        self._finish(idle=not self._feeds)
+        self._loop.later(_FINISH_GRACE, self._give_up)
+
+    def _finish(self, idle: bool) -> None:
+        if self._lengths is None:
+            return
+        for member in list(self._members):
+            if member.has(self._lengths) if self._lengths else idle:
+                member.client.finish()
+
+    def _give_up(self) -> None:
+        for member in list(self._members):
+            member.client.finish()
+
+    def _resume(self) -> None:
+        if self._feeds and not any(member.client.slow for member in self._members):
+            self._loop.watch(self._feeds[0].fileno(), READ, self._read)
+
+    def _read(self, _ready: int) -> None:
+        for _ in range(32):
+            if not self._feeds:
+                return
+            feed = self._feeds[0]
+            if any(member.client.slow for member in self._members):
+                self._loop.unwatch(feed.fileno())
+                return
+            try:
+                data = feed.recv(_MAX_FEED)
+            except BlockingIOError:
+                if len(self._feeds) == 1:
+                    self._finish(idle=self._lengths == {})
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.unwatch(feed.fileno())
+                feed.close()
+                del self._feeds[0]
+                self._resume()
+                continue
+            if len(data) < FEED.size:
+                continue
+            stream, offset = FEED.unpack_from(data)
+            payload = data[FEED.size :]
+            for member in list(self._members):
+                member.give(stream, offset, payload)
+            self._finish(idle=False)
+
+
+def client_from(fd: int) -> socket.socket:
+    """Make a socket object of a received descriptor; the descriptor is closed when it is no socket."""
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        raise

@@ -1,0 +1,109 @@
+"""Runs the OCI runtime on behalf of a shim, and reads from its messages what went wrong."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from moorage_guest.shim import kernel
+from moorage_guest.shim.loop import Loop
+
+#: Signals that agent and shim handle or ignore, and a program they start must not.
+RESET_SIGNALS = (
+    signal.SIGPIPE, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGXFSZ,
+)  # fmt: skip
+
+
+class RuntimeFailed(Exception):
+    """The runtime refused. `code`: not_found, not_executable or runtime."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = classify(message)
+
+
+def classify(message: str) -> str:
+    """Tell a missing program from one that may not be executed, as dockerd does by exit code 127 and 126."""
+    text = message.lower()
+    if "executable file" in text and "not found" in text:
+        return "not_found"
+    if "open executable" in text or "exec container process" in text or "starting container process" in text:
+        if "no such file or directory" in text:
+            return "not_found"
+        if "permission denied" in text or "is a directory" in text or "exec format error" in text:
+            return "not_executable"
+    if "executable file" in text and "permission denied" in text:
+        return "not_executable"
+    return "runtime"
+
+
+class Runtime:
+    """One container's view of the runtime program. Calls run one process each and report its end by callback."""
+
+    def __init__(self, loop: Loop, program: str, arguments: Sequence[str], root: Path, folder: Path) -> None:
+        self._loop = loop
+        self._base = [program, f"--root={root}", *arguments]
+        self._folder = folder
+        self._hybrid = kernel.is_hybrid_cgroup()
+        self._number = 0
+
+    def start(
+        self, arguments: Sequence[str], stdio: tuple[int, int, int], done: Callable[[RuntimeFailed | None], None]
+    ) -> int:
+        """Start `runtime ARGUMENTS` with these three descriptors and return its pid; `done` is called when it ended."""
+        self._number += 1
+        log = self._folder / f"runtime-{self._number}.log"
+        argv = [self._base[0], f"--log={log}", "--log-format=json", *self._base[1:], *arguments]
+        pid = os.fork()
+        if pid == 0:
+            self._child(argv, stdio, log)
+        self._loop.on_child(pid, lambda code: self._ended(code, argv, log, done))
+        return pid
+
+    def _child(self, argv: list[str], stdio: tuple[int, int, int], log: Path) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in RESET_SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            if self._hybrid:
+                kernel.hide_unified_cgroup()
+            for target, source in enumerate([os.dup(number) if number < 3 else number for number in stdio]):
+                os.dup2(source, target)
+            os.execvpe(argv[0], argv, _environment())
+        except BaseException as error:
+            with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as stream:
+                json.dump({"level": "error", "msg": f"cannot run {argv[0]}: {error}"}, stream)
+        os._exit(127)
+
+    def _ended(self, code: int, argv: list[str], log: Path, done: Callable[[RuntimeFailed | None], None]) -> None:
+        try:
+            message = last_message(log.read_text(errors="replace"))
+        except OSError:
+            message = ""
+        log.unlink(missing_ok=True)
+        if code == 0:
+            done(None)
+        else:
+            done(RuntimeFailed(message or f"{argv[0]} ended with status {code} without saying why"))
+
+
+def last_message(text: str) -> str:
+    """Return the last error among the lines of a runtime's log."""
+    message = ""
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("level", "error") in ("error", "fatal"):
+                message = str(entry.get("msg", "")) or message
+        except ValueError:
+            message = line or message
+    return message.strip()
+
+
+def _environment() -> dict[str, str]:
+    path = os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    keep = {name: value for name, value in os.environ.items() if name in ("XDG_RUNTIME_DIR", "TMPDIR")}
+    return {"PATH": path, **keep}

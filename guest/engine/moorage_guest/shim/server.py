@@ -1,0 +1,248 @@
+"""The shim's socket: connections of daemons (and of the agent), their requests, and events for all of them."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moorage_guest.shim import wire
+from moorage_guest.shim.attachments import client_from
+from moorage_guest.shim.clients import STDERR, STDOUT, Client
+from moorage_guest.shim.connection import Connection, Refused, Request
+from moorage_guest.shim.container import Container, Spec
+from moorage_guest.shim.execs import ExecOptions, ExecSession
+from moorage_guest.shim.loop import READ, Loop
+from moorage_guest.shim.runtime import Runtime, RuntimeFailed
+
+#: Finished execs whose result is kept for a daemon that comes back.
+_KEPT_EXECS = 128
+
+
+class Server:
+    """Answers requests about one container until it is shut down."""
+
+    def __init__(self, loop: Loop, listener: socket.socket, spec: Spec, root: Path, folder: Path) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._folder = folder
+        self._connections: list[Connection] = []
+        self._execs: dict[str, ExecSession] = {}
+        self._runtime = Runtime(loop, spec.runtime, spec.runtime_args, root, folder)
+        self._container = Container(loop, spec, folder, self._runtime, self._emit)
+        self._methods: dict[str, Callable[[Request], None]] = {
+            name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name.startswith("_do_")
+        }
+        listener.setblocking(False)
+        loop.watch(listener.fileno(), READ, self._accept)
+
+    def _accept(self, _ready: int) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        self._connections.append(Connection(self._loop, sock, self._message, self._connections.remove))
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        for connection in list(self._connections):
+            connection.send(event)
+
+    def _message(self, connection: Connection, message: wire.Message) -> None:
+        request = Request(connection, message)
+        try:
+            method = self._methods.get(str(message.body.get("method")))
+            if method is None:
+                raise Refused("unknown", f"this shim does not know the request {message.body.get('method')!r}")
+            method(request)
+        except Refused as error:
+            request.refuse(error.code, str(error))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            request.refuse("failed", f"{message.body.get('method')}: {error}")
+        finally:
+            wire.close_all(request.fds)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _do_status(self, request: Request) -> None:
+        execs = [session.status() for session in self._execs.values() if session.pid]
+        request.answer({**self._container.status(), "execs": execs})
+
+    def _do_fill(self, request: Request) -> None:
+        status = self._container.status()
+        request.answer({"pid": status["pid"], "running": self._container.running, "labels": status["labels"],
+                        "pipes": self._container.fill()})  # fmt: skip
+
+    def _do_pipes(self, request: Request) -> None:
+        request.answer({"streams": self._container.streams}, fds=self._container.pipes())
+
+    def _do_run(self, request: Request) -> None:
+        def done(failure: RuntimeFailed | None) -> None:
+            if failure is None:
+                request.answer({"pid": self._container.pid, "started_ns": self._container.started_ns})
+            else:
+                request.refuse(failure.code, str(failure))
+
+        self._container.run(str(request.params["bundle"]), done)
+
+    def _do_feed(self, request: Request) -> None:
+        self._container.attachments.add_feed(client_from(request.take_fd()))
+        request.answer({})
+
+    def _do_attach(self, request: Request) -> None:
+        params = request.params
+        client = self._client(request.take_fd(), params)
+        start = {int(key): int(value) for key, value in params["start"].items()}
+
+        def detached() -> None:
+            self._emit({"event": "detached", "exec_id": None})
+
+        self._container.attach(client, bool(params["stdin"]), request.blob, start, detached)
+        request.answer({})
+
+    def _do_finish_output(self, request: Request) -> None:
+        self._container.attachments.finish({int(key): int(value) for key, value in request.params["offsets"].items()})
+        request.answer({})
+
+    def _do_exec(self, request: Request) -> None:
+        params = request.params
+        options = ExecOptions(
+            str(params["exec_id"]), bool(params["tty"]), bool(params["open_stdin"]), int(params["capture"])
+        )
+        self._must_run()
+        if options.exec_id in self._execs:
+            raise Refused("conflict", f"exec {options.exec_id} was started before")
+        client = self._client(request.take_fd(), params) if request.fds else None
+        session = ExecSession(self._loop, self._runtime, options, client, request.blob, self._exec_ended)
+        session.on_detach = lambda: self._emit({"event": "detached", "exec_id": options.exec_id})
+        self._execs[options.exec_id] = session
+
+        def done(failure: RuntimeFailed | None) -> None:
+            if failure is None:
+                request.answer({"pid": session.pid, "started_ns": session.started_ns})
+            else:
+                self._execs.pop(options.exec_id, None)
+                request.refuse(failure.code, str(failure))
+
+        session.start(self._folder, self._container.spec.container_id, done)
+
+    def _do_exec_output(self, request: Request) -> None:
+        request.answer({}, blob=bytes(self._session(request).captured[: wire.MAX_BLOB]))
+
+    def _do_forget_exec(self, request: Request) -> None:
+        session = self._execs.get(str(request.params["exec_id"]))
+        if session is not None and session.exit_code is not None:
+            del self._execs[session.options.exec_id]
+        request.answer({})
+
+    def _do_resize(self, request: Request) -> None:
+        rows, columns = int(request.params["rows"]), int(request.params["columns"])
+        target = self._container if request.params["exec_id"] is None else self._session(request)
+        if not target.resize(rows, columns):
+            raise Refused("no_tty", "cannot resize: there is no terminal")
+        request.answer({})
+
+    def _do_signal(self, request: Request) -> None:
+        target = self._container if request.params["exec_id"] is None else self._session(request)
+        try:
+            target.signal(int(request.params["number"]))
+        except ProcessLookupError:
+            raise Refused("not_running", "cannot send a signal: the process has ended") from None
+        request.answer({})
+
+    def _do_close_stdin(self, request: Request) -> None:
+        if self._container.stdin is not None:
+            self._container.stdin.close()
+        request.answer({})
+
+    def _do_pause(self, request: Request) -> None:
+        self._must_run()
+        self._call(request, ["pause", self._container.spec.container_id])
+
+    def _do_resume(self, request: Request) -> None:
+        self._must_run()
+        self._call(request, ["resume", self._container.spec.container_id])
+
+    def _do_update(self, request: Request) -> None:
+        self._must_run()
+        file = self._folder / "resources.json"
+        file.write_text(json.dumps(request.params["resources"]))
+        self._call(request, ["update", f"--resources={file}", self._container.spec.container_id])
+
+    def _do_shutdown(self, request: Request) -> None:
+        if self._container.running and not request.params["force"]:
+            raise Refused("running", f"container {self._container.spec.container_id} runs: stop it first")
+
+        def kill(_failure: RuntimeFailed | None) -> None:
+            if self._container.running:
+                self._container.signal(signal.SIGKILL)
+            arguments = ["delete", "--force", self._container.spec.container_id]
+            self._run_quietly(arguments, lambda _: self._end(request))
+
+        if self._container.paused:
+            self._run_quietly(["resume", self._container.spec.container_id], kill)
+        else:
+            kill(None)
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _end(self, request: Request) -> None:
+        if self._container.running:  # killed: its end is about to be reported
+            self._loop.later(0.01, lambda: self._end(request))
+            return
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        for client in self._container.attachments.clients():
+            client.finish()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        request.answer({})
+        self._loop.stop()
+
+    def _call(self, request: Request, arguments: list[str]) -> None:
+        def done(failure: RuntimeFailed | None) -> None:
+            if failure is None:
+                request.answer({})
+            else:
+                request.refuse("runtime", str(failure))
+
+        self._run_quietly(arguments, done)
+
+    def _run_quietly(self, arguments: list[str], done: Callable[[RuntimeFailed | None], None]) -> None:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+        def finished(failure: RuntimeFailed | None) -> None:
+            os.close(null)
+            done(failure)
+
+        self._runtime.start(arguments, (null, null, null), finished)
+
+    def _client(self, fd: int, params: dict[str, Any]) -> Client:
+        streams = frozenset(
+            stream for stream, wanted in ((STDOUT, params["stdout"]), (STDERR, params["stderr"])) if wanted
+        )
+        return Client(
+            self._loop,
+            client_from(fd),
+            multiplexed=bool(params["multiplexed"]),
+            streams=streams,
+            detach_keys=bytes.fromhex(params["detach_keys"]),
+        )
+
+    def _must_run(self) -> None:
+        if not self._container.running:
+            raise Refused("not_running", f"container {self._container.spec.container_id} is not running")
+
+    def _session(self, request: Request) -> ExecSession:
+        session = self._execs.get(str(request.params["exec_id"]))
+        if session is None:
+            raise Refused("no_exec", f"no exec {request.params['exec_id']} in this container")
+        return session
+
+    def _exec_ended(self, session: ExecSession) -> None:
+        self._emit({"event": "exec_exited", "exec_id": session.options.exec_id, "code": session.exit_code,
+                    "at_ns": session.ended_ns})  # fmt: skip
+        ended = [name for name, item in self._execs.items() if item.exit_code is not None]
+        for name in ended[: max(0, len(ended) - _KEPT_EXECS)]:
+            del self._execs[name]
