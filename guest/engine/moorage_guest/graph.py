@@ -8,8 +8,9 @@ from typing import Any
 from moorage_contract.daemon_config import DaemonConfig, as_json
 
 from moorage_guest import sysinfo
-from moorage_guest.api import build, containers, exec, images, networks, off, system, volumes
+from moorage_guest.api import containers, exec, images, networks, off, system, volumes
 from moorage_guest.api.server import ApiServer, Route
+from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.shims import Agent
@@ -43,7 +44,7 @@ class Graph:
         self.layers = Layers(data_root, self.store, self.images)
         self.volumes = Volumes(self.store, self.events, data_root)
         self.networks = Networks(
-            self.store, self.events, data_root, exec_root, net_config(config.current), self._start_netd
+            self.store, self.events, data_root, exec_root, net_config(config.current), agent.spawn_netd
         )
         self.containers = Containers(
             store=self.store,
@@ -61,9 +62,6 @@ class Graph:
         self._exec_root = exec_root
         self.server = ApiServer(self._routes())
 
-    async def _start_netd(self) -> Any:
-        return await self.agent.spawn_netd([str(self._exec_root.net)])
-
     def _routes(self) -> list[Route]:
         service = system.SystemService(
             events=self.events,
@@ -78,7 +76,6 @@ class Graph:
             *containers.routes(self.containers),
             *exec.routes(self.containers),
             *images.routes(self.images),
-            *build.routes(self.images),
             *networks.routes(self.networks, self.containers),
             *volumes.routes(self.volumes),
             *off.routes(lambda: self.config.current.live_restore),
@@ -144,7 +141,7 @@ class Graph:
 
     async def disk_usage(self, wanted: set[str]) -> dict[str, Any]:
         """Return the answer of GET /system/df."""
-        return await images.disk_usage(self.images, self.containers, self.volumes, wanted)
+        return await disk_usage(self.images, self.containers, self.volumes, wanted)
 
     async def login(self, credentials: dict[str, Any]) -> dict[str, Any]:
         """Check registry credentials by asking the registry."""

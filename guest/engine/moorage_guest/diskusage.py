@@ -1,0 +1,27 @@
+"""The answer of `GET /system/df`: what images, containers, volumes and the build cache take on disk."""
+
+import asyncio
+from typing import Any
+
+from moorage_guest.engine import inspect
+from moorage_guest.engine.containers import Containers
+from moorage_guest.images import listing
+from moorage_guest.images.store import Images
+from moorage_guest.volumes import Volumes
+
+
+async def disk_usage(images: Images, containers: Containers, volumes: Volumes, wanted: set[str]) -> dict[str, Any]:
+    """Measure the kinds wanted (image, container, volume, build-cache); those not wanted are left out as dockerd does."""
+    answer: dict[str, Any] = {"LayersSize": 0}
+    if wanted & {"image", "build-cache"}:
+        measured = await asyncio.to_thread(listing.disk_usage, images)
+        answer["LayersSize"] = measured["LayersSize"]
+        if "image" in wanted:
+            answer["Images"] = measured["Images"]
+    if "container" in wanted:
+        answer["Containers"] = [await inspect.summary(containers, each, size=True) for each in containers.all()]
+    if "volume" in wanted:
+        answer["Volumes"] = await volumes.usage()
+    if "build-cache" in wanted:
+        answer["BuildCache"] = []
+    return answer
