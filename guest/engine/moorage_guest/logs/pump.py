@@ -5,7 +5,7 @@ log file will look like, appends the records, feeds attached clients, empties B 
 instant leaves pipes, journal and file size that say which of these was the last; `add` goes on from there.
 
 While the log's disk is full the stream's bytes stay where they are and the container blocks, as it does while no daemon
-runs: it is tried again every second.
+runs: it is tried again every second. In non-blocking mode they wait in memory instead, and are dropped beyond a bound.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -106,6 +106,15 @@ class _Container:
     ended: set[int] = field(default_factory=set)
     stalled: bool = False
     watched: set[int] = field(default_factory=set)
+    #: Non-blocking mode: chunks that wait while the log cannot be written, their bytes, and how many were dropped.
+    waiting: deque[tuple[int, bytes]] = field(default_factory=deque)
+    waiting_bytes: int = 0
+    dropped: int = 0
+
+    @property
+    def buffer(self) -> int | None:
+        """Bytes that may wait in memory; None in blocking mode."""
+        return None if self.target.sink is None else self.target.sink.buffer
 
 
 class Pump:
@@ -224,17 +233,23 @@ class Pump:
 
     def _run(self) -> None:
         while not self._stopping:
-            for descriptor, _ in self._epoll.poll(self._until_retry()):
-                if descriptor == self._wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(self._wake)
-                elif descriptor in self._feeds:
-                    self._catch_up(self._feeds[descriptor])
-                elif descriptor in self._by_descriptor:
-                    self._guarded(*self._by_descriptor[descriptor])
-            while self._commands:
-                self._commands.popleft()()
-            self._retry()
+            try:
+                self._turn()
+            except Exception:
+                log.exception("the log pump met an error and goes on")
+
+    def _turn(self) -> None:
+        for descriptor, _ in self._epoll.poll(self._until_retry()):
+            if descriptor == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif descriptor in self._feeds:
+                self._catch_up(self._feeds[descriptor])
+            elif descriptor in self._by_descriptor:
+                self._guarded(*self._by_descriptor[descriptor])
+        while self._commands:
+            self._commands.popleft()()
+        self._retry()
 
     def _until_retry(self) -> float:
         if not self._retries:
@@ -246,8 +261,9 @@ class Pump:
         for container_id in [each for each, at in self._retries.items() if at <= now]:
             del self._retries[container_id]
             container = self._containers[container_id]
-            for stream in sorted(container.pending) or container.target.streams:
-                self._guarded(container, stream)
+            if self._write_waiting(container):
+                for stream in sorted(container.pending) or container.target.streams:
+                    self._guarded(container, stream)
 
     def _guarded(self, container: _Container, stream: int) -> bool:
         """Do one step; a container whose log fails is tried again later and holds up nobody else."""
@@ -256,7 +272,7 @@ class Pump:
         except Exception as error:
             self._stall(container, error)
             return False
-        if container.stalled:
+        if container.stalled and not container.waiting:
             self._go_on(container)
         return found
 
@@ -268,18 +284,57 @@ class Pump:
             )  # fmt: skip
         container.stalled = True
         self._retries[container.target.container_id] = time.monotonic() + RETRY
+        if container.buffer is not None:
+            for stream in sorted(container.pending):
+                self._set_aside(container, stream)
         self._watch(container)
 
     def _go_on(self, container: _Container) -> None:
         log.info("container %s: its log is written again", container.target.container_id)
+        if container.dropped:
+            log.warning(
+                "container %s: %d bytes of its output were dropped while its log could not be written (mode=non-blocking)",
+                container.target.container_id, container.dropped,
+            )  # fmt: skip
+        container.dropped = 0
         container.stalled = False
         self._retries.pop(container.target.container_id, None)
         self._watch(container)
 
+    def _set_aside(self, container: _Container, stream: int) -> None:
+        """Take the chunk in pipe B into memory, or drop it when too much waits already."""
+        chunk = pipes.peek(container.target.streams[stream].b_read, self._scratch)
+        if container.waiting_bytes + len(chunk) <= (container.buffer or 0):
+            container.waiting.append((stream, chunk))
+            container.waiting_bytes += len(chunk)
+        else:
+            container.dropped += len(chunk)
+        state = container.states[stream - 1]
+        moved_on = replace(state, consumed=state.consumed + len(chunk))
+        self._process(container, stream, Cut(b"", (), moved_on), chunk)
+        container.pending.discard(stream)
+
+    def _write_waiting(self, container: _Container) -> bool:
+        """Write what waits in memory. Returns whether all of it could be written."""
+        try:
+            while container.waiting:
+                stream, chunk = container.waiting[0]
+                state = container.states[stream - 1]
+                piece = cut(state, chunk)
+                piece = replace(piece, state=replace(piece.state, consumed=state.consumed))
+                self._process(container, stream, piece, b"")
+                container.waiting.popleft()
+                container.waiting_bytes -= len(chunk)
+        except OSError as error:
+            self._stall(container, error)
+            return False
+        return True
+
     def _watch(self, container: _Container) -> None:
         """Poll the pipes of a container that is well, and its feed while it is behind."""
         for stream, ends in container.target.streams.items():
-            wanted = not container.stalled and stream not in container.pending and stream not in container.ended
+            blocked = container.stalled and container.buffer is None
+            wanted = not blocked and stream not in container.pending and stream not in container.ended
             if wanted and stream not in container.watched:
                 self._epoll.register(ends.a_read, select.EPOLLIN)
                 container.watched.add(stream)
@@ -298,6 +353,9 @@ class Pump:
             if not moved:
                 return False
             container.pending.add(stream)
+        if container.stalled and container.waiting:
+            self._set_aside(container, stream)
+            return True
         chunk = pipes.peek(ends.b_read, self._scratch)
         self._process(container, stream, cut(container.states[stream - 1], chunk), chunk)
         container.pending.discard(stream)
@@ -433,7 +491,9 @@ class Pump:
         for stream in container.target.streams:
             while self._guarded(container, stream):
                 pass
-            if container.stalled:
+            if container.stalled and not self._write_waiting(container):
+                return False
+            if container.pending:
                 return False
             state = container.states[stream - 1]
             if state.held:
