@@ -138,7 +138,7 @@ def summary(
         "Created": int(created_seconds(image)),
         "Size": image.size,
         "SharedSize": images.shared_size(image) if shared_size else -1,
-        "Labels": dict(labels_of(image)) or None,
+        "Labels": dict(labels_of(image)),
         "Containers": len(users.get(image.id, [])) if count else -1,
     }
 
