@@ -73,6 +73,37 @@ async def test_everything_serves_while_the_daemon_is_away_and_nothing_is_rebuilt
         await world.run("fourth", host=published("net"))
 
 
+async def test_no_descriptor_is_left_open_by_many_turns(world: World) -> None:
+    await world.start()
+    await world.create("net")
+
+    async def turn() -> None:
+        for name in ("a", "b"):
+            await world.run(
+                name, host=published("net", 8080 if name == "a" else 8081), endpoints={"net": EndpointSettings()}
+            )
+        await world.restart({container_id("a"), container_id("b")})
+        await world.networks.connect(container_id("a"), "bridge", None)
+        await world.networks.disconnect(container_id("a"), "bridge")
+        with pytest.raises(EngineError):
+            await world.run("c", host=published("net", 8081))
+        for name in ("a", "b"):
+            await world.networks.release(container_id(name))
+        while world.opened:
+            os.close(world.opened.pop())
+        await world.networks.settled()
+
+    def open_files() -> list[int]:
+        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", world.started[-1].pid)]
+
+    await turn()
+    before = open_files()
+    for _ in range(3):
+        await turn()
+    assert open_files() == before
+    assert not [name for name in links() if name.startswith("veth")]
+
+
 async def test_what_ended_while_away_is_taken_apart(world: World) -> None:
     outside = world.neighbour()
     await world.start()

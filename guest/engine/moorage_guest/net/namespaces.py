@@ -72,6 +72,15 @@ def open_path(path: Path) -> int | None:
     return descriptor
 
 
+def is_pinned(path: Path) -> bool:
+    """Whether there is a namespace at ``path``."""
+    descriptor = open_path(path)
+    if descriptor is None:
+        return False
+    os.close(descriptor)
+    return True
+
+
 def remove(path: Path) -> None:
     """Unpin the namespace at ``path``; quiet when there is none."""
     while _libc.umount2(os.fsencode(path), _MNT_DETACH) == 0:

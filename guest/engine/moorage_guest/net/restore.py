@@ -148,7 +148,7 @@ def _take_back(fabric: Fabric, sandbox: SandboxRecord, warnings: list[str]) -> N
     for port in sandbox.ports:
         if port.host_port:
             fabric.ports.add(port)
-    if namespaces.open_path(Path(sandbox.netns)) is None:
+    if not namespaces.is_pinned(Path(sandbox.netns)):
         warnings.append(f"the network namespace of container {sandbox.name} is not pinned any more")
 
 
