@@ -1,0 +1,83 @@
+"""The graphical program: builds its objects once, shows tray or window, and ends when told to."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from PySide6.QtCore import QTimer
+from PySide6.QtWidgets import QApplication
+
+from moorage_gui.bridge import Backend, Bridge, Engine
+from moorage_gui.theme import follow_system
+from moorage_gui.tray import Tray
+from moorage_gui.window import MainWindow
+
+PAGES = ("containers", "restore", "general", "engine")
+_SIGNAL_MS = 250
+
+
+class Program:
+    """Bridge, window and tray, wired. Make it after the QApplication and close it before that ends."""
+
+    def __init__(self, app: QApplication, backend: Backend, engine: Engine) -> None:
+        self._app = app
+        self.bridge = Bridge(backend, engine)
+        self.window = MainWindow(self.bridge)
+        self.tray = Tray(self.bridge)
+        self.tray.containers_wanted.connect(lambda: self.window.show_page(self.window.containers))
+        self.tray.settings_wanted.connect(lambda: self.window.show_page(self.window.engine))
+        self.tray.quit_wanted.connect(app.quit)
+
+    def begin(self, page: str | None) -> None:
+        """Show the tray, and the window where there is no tray or a page was asked for."""
+        in_tray = self.tray.show()
+        self._app.setQuitOnLastWindowClosed(not in_tray)
+        self.bridge.begin()
+        if page is not None or not in_tray:
+            self.window.show_page(getattr(self.window, page or "containers"))
+        else:
+            self.bridge.set_watched(False)
+
+    def close(self) -> None:
+        """Hide everything and end the threads. The machine runs on."""
+        self.tray.icon.hide()
+        self.window.hide()
+        self.bridge.close()
+
+
+def application(arguments: Sequence[str]) -> QApplication:
+    """The QApplication, dressed; there can be one in a process."""
+    QApplication.setApplicationName("moorage")
+    QApplication.setApplicationDisplayName("Moorage")
+    QApplication.setDesktopFileName("moorage")
+    app = QApplication(list(arguments))
+    follow_system(app)
+    return app
+
+
+def run(backend: Backend, engine: Engine, page: str | None = None) -> int:
+    """Run until the user quits, or until SIGINT or SIGTERM; returns the exit code."""
+    app = application(sys.argv[:1])
+    program = Program(app, backend, engine)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: app.quit())
+    # Python sees a signal only when the interpreter runs, which Qt's loop would keep it from doing.
+    ticking = QTimer()
+    ticking.timeout.connect(lambda: None)
+    ticking.start(_SIGNAL_MS)
+    program.begin(page)
+    try:
+        return app.exec()
+    finally:
+        program.close()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="moorage-gui", description="Tray icon and settings window of Moorage.")
+    made.add_argument("--page", choices=PAGES, help="open the window on this page at once")
+    made.add_argument("--debug", action="store_true", help="log to standard error")
+    return made

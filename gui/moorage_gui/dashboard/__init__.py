@@ -1,0 +1,1 @@
+"""Pages on which things are seen: containers, and how live restore stands."""
