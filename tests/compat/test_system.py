@@ -1,0 +1,205 @@
+"""System operations with the real clients: what the CLI, docker-py and the specification expect of them."""
+
+import json
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.support.moored import Moored, running_moored, wait_for
+from tests.support.openapi import UnixConnection
+
+
+def test_ping_answers_get_and_head_with_all_headers(moored: Moored) -> None:
+    for method in ("GET", "HEAD"):
+        connection = UnixConnection(moored.socket)
+        connection.request(method, "/_ping")
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert answer.status == 200
+        assert body == (b"OK" if method == "GET" else b"")
+        headers = answer.headers
+        assert headers["Api-Version"] == "1.51"
+        assert headers["Ostype"] == "linux"
+        assert headers["Builder-Version"] == "1"
+        assert headers["Swarm"] == "inactive"
+        assert headers["Docker-Experimental"] == "false"
+        assert headers["Cache-Control"] == "no-cache, no-store, must-revalidate"
+        assert headers["Pragma"] == "no-cache"
+        if method == "HEAD":
+            assert headers["Content-Length"] == "0"
+
+
+def test_version_and_info_fit_the_specification(moored: Moored) -> None:
+    version = moored.api.get("/version").json
+    assert version["ApiVersion"] == "1.51" and version["MinAPIVersion"] == "1.24" and version["Os"] == "linux"
+    info = moored.api.get("/info").json
+    assert info["ServerVersion"] == version["Version"]
+    assert info["LiveRestoreEnabled"] is True
+    assert info["DockerRootDir"] == str(moored.data_root)
+    assert info["NCPU"] >= 1 and info["MemTotal"] > 0
+    assert info["Swarm"]["LocalNodeState"] == "inactive"
+
+
+def test_info_counts_what_there_is(fresh_moored: Moored) -> None:
+    fresh_moored.docker("run", "-d", "--name", "up", "busybox", "sleep", "1000")
+    fresh_moored.docker("create", "--name", "made", "busybox", "true")
+    info = fresh_moored.api.get("/info").json
+    assert (info["Containers"], info["ContainersRunning"], info["ContainersStopped"]) == (2, 1, 1)
+    assert info["Images"] == 1
+    first = info["ID"]
+    fresh_moored.kill()
+    fresh_moored.start()
+    assert fresh_moored.api.get("/info").json["ID"] == first
+
+
+def test_docker_info_and_version_print_without_an_error(moored: Moored) -> None:
+    assert "Live Restore Enabled: true" in moored.docker("info")
+    assert "Moorage Engine" in moored.docker("version")
+
+
+@pytest.mark.parametrize("path", ["/nodes", "/services", "/tasks", "/secrets", "/configs", "/swarm", "/services/x"])
+def test_swarm_operations_answer_as_on_a_node_without_swarm(moored: Moored, path: str) -> None:
+    reply = moored.api.get(path)
+    assert reply.status == 503
+    assert reply.message.startswith("This node is not a swarm manager.")
+
+
+def test_swarm_init_is_refused_because_of_live_restore(moored: Moored) -> None:
+    done = moored.docker_run("swarm", "init")
+    assert done.returncode != 0
+    assert "--live-restore daemon configuration is incompatible with swarm mode" in done.stderr
+
+
+def test_swarm_init_without_live_restore_says_that_there_is_no_swarm() -> None:
+    with running_moored("--live-restore=false") as moored:
+        done = moored.docker_run("swarm", "init")
+        assert done.returncode != 0 and "Moorage has no swarm mode" in done.stderr
+
+
+def test_plugins_are_an_empty_list_and_are_not_installed(moored: Moored) -> None:
+    assert moored.api.get("/plugins").json == []
+    assert (
+        "Moorage has no managed plugins"
+        in moored.docker_run("plugin", "install", "--grant-all-permissions", "x/y").stderr
+    )
+
+
+def test_events_replay_the_past_and_follow_the_present(moored: Moored) -> None:
+    begin = time.time() - 1
+    moored.docker("run", "--name", "told", "busybox", "true")
+    past = moored.docker("events", "--since", str(begin), "--until", str(time.time() + 1), "--format", "{{json .}}")
+    actions = [json.loads(line)["Action"] for line in past.splitlines() if '"told"' in line]
+    assert actions == ["create", "attach", "start", "die"]
+    seen: list[str] = []
+    ready = threading.Event()
+
+    def follow() -> None:
+        query = {"filters": {"container": ["told"], "event": ["destroy"]}, "since": str(int(begin))}
+        ready.set()
+        for event in moored.api.lines("GET", "/events", query=query):
+            seen.append(event["Action"])
+            return
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    ready.wait()
+    moored.docker("rm", "told")
+    thread.join(60)
+    assert seen == ["destroy"]
+
+
+def test_event_filters_are_checked(moored: Moored) -> None:
+    reply = moored.api.get("/events", filters={"nope": ["x"]}, until="1")
+    assert (reply.status, reply.message) == (400, "invalid filter 'nope'")
+    reply = moored.api.get("/events", since="20", until="10")
+    assert reply.status == 400
+
+
+def test_disk_usage_adds_up(moored: Moored) -> None:
+    moored.docker("volume", "create", "counted")
+    usage = moored.api.get("/system/df").json
+    assert usage["LayersSize"] > 0 and usage["Images"][0]["Size"] > 0
+    assert any(volume["Name"] == "counted" for volume in usage["Volumes"])
+    assert "Images" in moored.docker("system", "df")
+    moored.docker("volume", "rm", "counted")
+
+
+def test_unknown_types_of_disk_usage_are_refused(moored: Moored) -> None:
+    assert moored.api.call("GET", "/system/df", query={"type": "nonsense"}, check=False).status == 400
+
+
+def test_a_second_daemon_with_the_same_roots_is_refused(moored: Moored) -> None:
+    done = moored.sandbox.run(*moored.argv(), check=False)
+    assert done.returncode == 1
+    assert re.search(r"process with PID \d+ is still running", done.stderr)
+    assert moored.answers()
+
+
+def test_an_unknown_directive_is_refused_in_dockerd_s_words(moored: Moored) -> None:
+    path = moored.sandbox.root / "bad.json"
+    path.write_text('{"bogus": 1, "nonsense": true}')
+    done = moored.sandbox.run(*moored.argv()[:3], "--validate", "--config-file", str(path), check=False)
+    assert done.returncode == 1
+    assert "the following directives don't match any configuration option: bogus, nonsense" in done.stderr
+    path.write_text('{"debug": true}')
+    done = moored.sandbox.run(*moored.argv()[:3], "--validate", "--config-file", str(path))
+    assert "configuration OK" in done.stderr
+
+
+def test_sighup_puts_settings_in_force_and_says_so() -> None:
+    with running_moored() as moored:
+        moored.config_file.write_text('{"labels": ["tier=front"], "debug": true}')
+        begin = time.time() - 1
+        moored.signal(signal.SIGHUP)
+        wait_for("the new labels", lambda: moored.api.get("/info").json["Labels"] == ["tier=front"])
+        assert moored.api.get("/info").json["Debug"] is True
+        events = moored.docker(
+            "events", "--since", str(begin), "--until", str(time.time()), "--format", "{{.Type}} {{.Action}}"
+        )
+        assert "daemon reload" in events
+
+
+def test_a_broken_file_changes_nothing_on_sighup() -> None:
+    with running_moored("--label=a=b") as moored:
+        moored.config_file.write_text('{"debug": true, "bogus": 1}')
+        moored.signal(signal.SIGHUP)
+        wait_for("the refusal in the log", lambda: "Failed to reload the configuration" in moored.log())
+        info = moored.api.get("/info").json
+        assert info["Debug"] is False and info["Labels"] == ["a=b"]
+
+
+def test_sigterm_with_live_restore_leaves_containers_and_stops_quickly(fresh_moored: Moored) -> None:
+    fresh_moored.docker("run", "-d", "--name", "stays", "busybox", "sleep", "1000")
+    pid = fresh_moored.docker("inspect", "-f", "{{.State.Pid}}", "stays")
+    events = fresh_moored.docker_popen("events")
+    assert fresh_moored.stop() == 0
+    events.communicate(timeout=60)
+    assert fresh_moored.sandbox.run("cat", f"/proc/{pid}/comm").stdout.strip() == "sleep"
+    fresh_moored.start()
+    assert fresh_moored.docker("inspect", "-f", "{{.State.Pid}}", "stays") == pid
+
+
+def test_sigterm_without_live_restore_stops_containers() -> None:
+    from tests.support.images import busybox_archive
+
+    with running_moored("--live-restore=false") as moored:
+        moored.docker("load", "-i", str(busybox_archive()))
+        moored.docker(
+            "run", "-d", "--name", "ends", "busybox", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"
+        )
+        pid = moored.docker("inspect", "-f", "{{.State.Pid}}", "ends")
+        assert moored.stop() == 0
+        assert moored.sandbox.run("test", "-d", f"/proc/{pid}", check=False).returncode == 1
+        moored.start()
+        assert moored.docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "ends") == "exited 7"
+
+
+def test_docker_py_speaks_to_it(moored: Moored) -> None:
+    with moored.client() as client:
+        assert client.ping() is True
+        assert client.version()["ApiVersion"] == "1.51"
+        assert client.info()["OSType"] == "linux"
