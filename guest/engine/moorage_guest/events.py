@@ -1,14 +1,22 @@
 """Event bus of the daemon: publish once, replay the recent past, follow live.
 
-Filtering as `GET /events` has it belongs to api/system.py; the bus knows events only.
+Filtering as `GET /events` has it belongs to api/system.py; the bus knows events only. The past is kept in a journal file
+that a killed daemon leaves behind, so that the next one goes on where it ended.
 """
 
 import asyncio
 import contextlib
+import json
+import logging
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
 
 #: dockerd replays 256 events; a restart of the daemon used to lose even those, so more are kept here.
 HISTORY = 1024
@@ -49,10 +57,18 @@ class Event:
 class EventBus:
     """Lives in the event loop's thread; `publish` never blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Path | None = None) -> None:
+        """Take up the history in ``journal``; without one the bus forgets with its process."""
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._queues: set[asyncio.Queue[Event | None]] = set()
         self._last_ns = 0
+        self._journal = journal
+        self._descriptor = -1
+        self._written = 0
+        if journal is not None:
+            self._history.extend(_read(journal))
+            self._last_ns = self._history[-1].time_ns if self._history else 0
+            self._rewrite()
 
     def publish(
         self,
@@ -68,6 +84,7 @@ class EventBus:
         self._last_ns = stamp
         event = Event(type, action, actor_id, dict(attributes or {}), stamp)
         self._history.append(event)
+        self._note(event)
         for queue in list(self._queues):
             try:
                 queue.put_nowait(event)
@@ -105,19 +122,71 @@ class EventBus:
             self._queues.discard(queue)
 
     @property
+    def last_ns(self) -> int:
+        """When the last event was."""
+        return self._last_ns
+
+    @property
     def listeners(self) -> int:
         """How many follow now."""
         return len(self._queues)
 
-    def dump(self) -> list[dict[str, object]]:
-        """Return the history as plain records, for the store."""
-        return [
-            {
-                "type": e.type,
-                "action": e.action,
-                "id": e.actor_id,
-                "attributes": dict(e.attributes),
-                "ns": e.time_ns,
-            }
-            for e in self._history
-        ]
+    def close(self) -> None:
+        """Close the journal; what was published stays in it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _note(self, event: Event) -> None:
+        """Append to the journal in one write: a killed daemon leaves whole lines."""
+        if self._descriptor < 0:
+            return
+        try:
+            os.write(self._descriptor, _line(event))
+        except OSError as error:
+            log.warning("event journal %s: %s; events go on without it", self._journal, error)
+            self.close()
+            return
+        self._written += 1
+        if self._written >= 4 * HISTORY:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Begin the journal anew with what is remembered."""
+        assert self._journal is not None
+        self.close()
+        temporary = self._journal.with_name(self._journal.name + ".new")
+        try:
+            self._descriptor = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+            os.write(self._descriptor, b"".join(_line(event) for event in self._history))
+            temporary.replace(self._journal)
+        except OSError as error:
+            log.warning("event journal %s: %s; events go on without it", self._journal, error)
+            self.close()
+        self._written = len(self._history)
+
+
+def _line(event: Event) -> bytes:
+    record: dict[str, Any] = {
+        "type": event.type, "action": event.action, "id": event.actor_id, "attributes": dict(event.attributes),
+        "ns": event.time_ns,
+    }  # fmt: skip
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+def _read(journal: Path) -> list[Event]:
+    """Return the events of a journal; a line that is none (the disk was full) is left out."""
+    try:
+        lines = journal.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            events.append(Event(record["type"], record["action"], record["id"], record["attributes"], record["ns"]))
+        except (ValueError, KeyError, TypeError):
+            log.warning("event journal %s: a damaged line is left out", journal)
+    return events

@@ -8,7 +8,7 @@ from typing import Any
 from moorage_contract.daemon_config import DaemonConfig, as_json
 
 from moorage_guest import sysinfo
-from moorage_guest.api import containers, exec, images, networks, off, system, volumes
+from moorage_guest.api import container_streams, containers, exec, images, networks, off, system, volumes
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore
@@ -37,7 +37,7 @@ class Graph:
         self.data_root = data_root
         self.agent = agent
         self.store = Store(data_root.database)
-        self.events = EventBus()
+        self.events = EventBus(exec_root.root / "events.jsonl")
         self.identity = engine_id(self.store)
         self.pump = Pump()
         self.images = Images(data_root, self.store, self.events)
@@ -63,7 +63,7 @@ class Graph:
         self.server = ApiServer(self._routes())
 
     def _routes(self) -> list[Route]:
-        service = system.SystemService(
+        self._system = system.SystemService(
             events=self.events,
             info=self.info,
             disk_usage=self.disk_usage,
@@ -72,7 +72,7 @@ class Graph:
             components=_components,
         )
         return [
-            *system.routes(service),
+            *system.routes(self._system),
             *containers.routes(self.containers),
             *exec.routes(self.containers),
             *images.routes(self.images),
@@ -85,8 +85,17 @@ class Graph:
         """Take back what runs, then free what nobody holds. Raises StoreError or OSError when the roots are unusable."""
         self.pump.start()
         await self.images.start()
-        await restore.start(self.containers)
+        await restore.start(self.containers, self._resume_streams)
         await self.images.sweep()
+
+    async def _resume_streams(self) -> None:
+        """Go on with the answers that an earlier daemon left at the agent; returns when each has begun to watch."""
+        streams = container_streams.Streams(self.containers)
+        for record, lasting in await self.agent.lasting():
+            log.debug("going on with %s for a client of the last daemon", record.get("op"))
+            resume = self._system.resume_events if record.get("op") == "events" else streams.resume
+            self.containers.task(resume(record, lasting), f"lasting {record.get('op')}")
+        await asyncio.sleep(0)
 
     def reload(self) -> None:
         """Put reloadable settings of daemon.json in force, all or none; a fault is logged and the old ones stay."""
@@ -115,6 +124,7 @@ class Graph:
         await self.networks.close()
         await self.layers.close()
         await self.images.close()
+        self.events.close()
         self.store.close()
 
     # -- answers that need everybody -----------------------------------------------------------------------------------

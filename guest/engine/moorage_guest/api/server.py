@@ -9,7 +9,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -371,6 +371,19 @@ async def json_object(request: web.BaseRequest, *, required: bool = True) -> dic
 async def json_body(request: web.BaseRequest, model: type[Model], *, required: bool = True) -> Model:
     """Read a JSON object from the body and check it against a model."""
     return model.model_validate(await json_object(request, required=required))
+
+
+async def while_connected(request: ApiRequest, work: Coroutine[Any, Any, None]) -> None:
+    """Do work until it is done or the client has closed its connection, which HTTP does not tell a handler."""
+    task = asyncio.ensure_future(work)
+    try:
+        while (transport := request.transport) is not None and not transport.is_closing():
+            done, _ = await asyncio.wait({task}, timeout=1)
+            if done:
+                return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 # -- hijack -------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,16 @@ from aiohttp import web
 from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
 
 from moorage_guest import sysinfo
-from moorage_guest.api.server import ApiRequest, Route, filters, json_object, json_response, stream_response
-from moorage_guest.engine.shims import Agent, ClientGone, LastingStream
+from moorage_guest.api.server import (
+    ApiRequest,
+    Route,
+    filters,
+    json_object,
+    json_response,
+    stream_response,
+    while_connected,
+)
+from moorage_guest.engine.shims import Agent, LastingStream
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.events import Event, EventBus
 
@@ -41,6 +49,36 @@ class SystemService:
     builder_version: str = "1"
     agent: Agent | None = None
     components: Callable[[], list[dict[str, Any]]] = field(default=list)
+
+    async def resume_events(self, record: dict[str, Any], lasting: LastingStream) -> None:
+        """Go on with an answer to GET /events that an earlier daemon began."""
+        async with self.events.subscribe() as live:
+            await self.send_events(lasting, record, live, self.events.history(record["last"] + 1, record["until"]))
+
+    async def send_events(
+        self, lasting: LastingStream, resume: dict[str, Any], live: AsyncIterator[Event], backlog: list[Event]
+    ) -> None:
+        """Send events over a stream that outlives this daemon; ``resume`` remembers the last event sent."""
+        matches = EventFilter(resume["filters"])
+
+        async def send() -> None:
+            record = resume
+            async for event in _bounded(live, backlog, resume["until"]):
+                record = {**record, "last": event.time_ns}
+                if matches(event):
+                    data = _line(event)
+                    await lasting.send(b"%x\r\n%b\r\n" % (len(data), data), record)
+            await lasting.send(b"0\r\n\r\n", record)
+
+        sending = asyncio.ensure_future(send())
+        closed = asyncio.ensure_future(lasting.closed.wait())
+        try:
+            await asyncio.wait({sending, closed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, closed):
+                task.cancel()
+            await asyncio.gather(sending, closed, return_exceptions=True)
+        await lasting.close()
 
 
 def routes(service: SystemService) -> list[Route]:
@@ -124,34 +162,25 @@ class _Handlers:
         async with self._service.events.subscribe() as live:
             backlog = self._service.events.history(since, until) if since is not None else []
             response = await stream_response(request)
-            agent = self._service.agent
-            if agent is not None and agent.supervised and resume["chunked"] and request.transport is not None:
-                lasting = await agent.open_lasting(request.transport.get_extra_info("socket"), resume)
-                await self.serve_lasting(lasting, resume, live, backlog)
-                request.transport.abort()
-                return response
-            with contextlib.suppress(ConnectionError):
-                async for event in _bounded(live, backlog, until):
-                    if matches(event):
-                        await response.write(_line(event))
-                await response.write_eof()
+            agent, transport = self._service.agent, request.transport
+            plain = transport is not None and transport.get_extra_info("sslcontext") is None
+            if agent is not None and agent.supervised and transport is not None and plain and resume["chunked"]:
+                resume["last"] = self._service.events.last_ns if since is None else 0
+                lasting = await agent.open_lasting(transport.get_extra_info("socket"), resume)
+                if lasting is not None:
+                    await self._service.send_events(lasting, resume, live, backlog)
+                    transport.abort()
+                    return response
+            await while_connected(request, _send_plainly(response, _bounded(live, backlog, until), matches))
             return response
 
-    async def serve_lasting(
-        self, lasting: LastingStream, resume: dict[str, Any], live: AsyncIterator[Event], backlog: list[Event]
-    ) -> None:
-        """Send events over a stream that outlives this daemon; ``resume`` remembers the last event sent."""
-        matches = EventFilter(resume["filters"])
-        with contextlib.suppress(ClientGone):
-            async for event in _bounded(live, backlog, resume["until"]):
-                if event.time_ns <= resume.get("last", 0):
-                    continue
-                resume = {**resume, "last": event.time_ns}
-                if matches(event):
-                    data = _line(event)
-                    await lasting.send(b"%x\r\n%b\r\n" % (len(data), data), resume)
-            await lasting.send(b"0\r\n\r\n", resume)
-        await lasting.close()
+
+async def _send_plainly(response: web.StreamResponse, events: AsyncIterator[Event], matches: "EventFilter") -> None:
+    with contextlib.suppress(ConnectionError):
+        async for event in events:
+            if matches(event):
+                await response.write(_line(event))
+        await response.write_eof()
 
 
 def _line(event: Event) -> bytes:
