@@ -78,6 +78,26 @@ class Route:
         return re.compile(out)
 
 
+class RouteTable:
+    """Finds the route of a request; the first that fits, by method and first segment of the path."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes: dict[tuple[str, str], list[tuple[re.Pattern[str], Route]]] = {}
+        for route in routes:
+            key = (route.method, _first_segment(route.path))
+            self._routes.setdefault(key, []).append((route.pattern(), route))
+
+    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]] | None:
+        """Return the route for an unversioned path and its parameters."""
+        candidates = self._routes.get((method, _first_segment(path)), [])
+        if method == "HEAD" and not candidates:
+            candidates = self._routes.get(("GET", _first_segment(path)), [])
+        for pattern, route in candidates:
+            if match := pattern.fullmatch(path):
+                return route, match.groupdict()
+        return None
+
+
 class _Protocol(RequestHandler):
     """Keeps what arrives behind the head of a request that asks for an upgrade.
 
@@ -117,10 +137,7 @@ class ApiServer:
     """Serves routes on any number of listening sockets. `start` and `close` once each."""
 
     def __init__(self, routes: Iterable[Route], *, headers: Mapping[str, str] | None = None) -> None:
-        self._routes: dict[tuple[str, str], list[tuple[re.Pattern[str], Route]]] = {}
-        self.routes = list(routes)
-        for route in self.routes:
-            self._routes.setdefault((route.method, _first_segment(route.path)), []).append((route.pattern(), route))
+        self._routes = RouteTable(routes)
         self.headers = {
             "Api-Version": API_VERSION,
             "Docker-Experimental": "false",
@@ -151,16 +168,6 @@ class ApiServer:
         if self._started:
             await self._runner.cleanup()
             self._started = False
-
-    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]] | None:
-        """Return the route for an unversioned path and its parameters."""
-        candidates = self._routes.get((method, _first_segment(path)), [])
-        if method == "HEAD" and not candidates:
-            candidates = self._routes.get(("GET", _first_segment(path)), [])
-        for pattern, route in candidates:
-            if match := pattern.fullmatch(path):
-                return route, match.groupdict()
-        return None
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert isinstance(request, ApiRequest)
@@ -213,7 +220,7 @@ class ApiServer:
                     f"client version {text} is too old. Minimum supported API version is {MIN_API_VERSION}, "
                     "please upgrade your client to a newer version"
                 )
-        found = self.find(request.method, path)
+        found = self._routes.find(request.method, path)
         if found is None or found[0].since > version:
             return error_response(404, "page not found")
         route, request.match_info = found
