@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from PySide6.QtCore import QTimer
+from PySide6.QtCore import QEvent, QTimer
 from PySide6.QtWidgets import QApplication
 
 from moorage_gui.bridge import Backend, Bridge, Engine
@@ -42,10 +42,13 @@ class Program:
             self.bridge.set_watched(False)
 
     def close(self) -> None:
-        """Hide everything and end the threads. The machine runs on."""
-        self.tray.icon.hide()
+        """Take everything away and end the threads; widgets must not outlive the QApplication. The machine runs on."""
+        self.tray.close()
         self.window.hide()
         self.bridge.close()
+        self.window.deleteLater()
+        self.bridge.deleteLater()
+        self._app.sendPostedEvents(None, int(QEvent.Type.DeferredDelete.value))
 
 
 def application(arguments: Sequence[str]) -> QApplication:

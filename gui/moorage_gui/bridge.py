@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from moorage_contract.agent import PipeFill
 from PySide6.QtCore import QObject, QTimer, Signal
 
 from moorage_gui.lane import Lane
+from moorage_gui.signals import emit
 from moorage_gui.views import (
     Applied,
     ApplyOutcome,
@@ -144,7 +146,9 @@ class Bridge(QObject):
     def start(self) -> None:
         """Start the machine."""
         self._control.submit(
-            lambda: self._backend.start(self.progress.emit), self._settled, self._failure("The machine did not start")
+            lambda: self._backend.start(partial(emit, self.progress)),
+            self._settled,
+            self._failure("The machine did not start"),
         )
         self._show_state(MachineState.STARTING)
 
@@ -156,7 +160,7 @@ class Bridge(QObject):
     def restart(self) -> None:
         """Stop and start the machine."""
         self._control.submit(
-            lambda: self._backend.restart(self.progress.emit),
+            lambda: self._backend.restart(partial(emit, self.progress)),
             self._settled,
             self._failure("The machine did not restart"),
         )
@@ -165,12 +169,14 @@ class Bridge(QObject):
     def load_config(self) -> None:
         """Read the daemon's configuration; works with the machine off."""
         self._control.submit(
-            self._backend.config, self.config_loaded.emit, self._failure("The daemon's configuration could not be read")
+            self._backend.config,
+            partial(emit, self.config_loaded),
+            self._failure("The daemon's configuration could not be read"),
         )
 
     def apply_config(self, text: str) -> None:
         """Apply a configuration, noting which containers run before and after."""
-        self.apply_started.emit()
+        emit(self.apply_started)
         running = self._machine.state is MachineState.RUNNING
 
         def work() -> ApplyOutcome:
@@ -180,21 +186,23 @@ class Bridge(QObject):
             return ApplyOutcome(applied, text, compare(before, after))
 
         def failed(error: Exception) -> None:
-            self.applied.emit(ApplyOutcome(Applied(False, str(error)), text))
+            emit(self.applied, ApplyOutcome(Applied(False, str(error)), text))
 
         self._control.submit(work, self._applied, failed)
 
     def load_settings(self) -> None:
         """Read the machine's resources."""
         self._control.submit(
-            self._backend.settings, self.settings_loaded.emit, self._failure("The machine's settings could not be read")
+            self._backend.settings,
+            partial(emit, self.settings_loaded),
+            self._failure("The machine's settings could not be read"),
         )
 
     def save_settings(self, settings: MachineSettings) -> None:
         """Store the machine's resources; they count from its next start."""
 
         def done(_: None) -> None:
-            self.settings_saved.emit()
+            emit(self.settings_saved)
             self.load_settings()
 
         self._control.submit(
@@ -217,7 +225,7 @@ class Bridge(QObject):
         """Fetch the last lines of a container's log, unless that is still under way."""
 
         def done(text: str) -> None:
-            self.logs_loaded.emit(container_id, text)
+            emit(self.logs_loaded, container_id, text)
 
         if self._logs.idle:
             self._logs.submit(
@@ -234,17 +242,17 @@ class Bridge(QObject):
             return []
 
     def _applied(self, outcome: ApplyOutcome) -> None:
-        self.applied.emit(outcome)
+        emit(self.applied, outcome)
         self.refresh()
 
     def _settled(self, _: object) -> None:
-        self.progress.emit("")
+        emit(self.progress, "")
         self.refresh()
 
     def _failure(self, title: str) -> Callable[[Exception], None]:
         def report(error: Exception) -> None:
-            self.progress.emit("")
-            self.failed.emit(title, str(error) or type(error).__name__)
+            emit(self.progress, "")
+            emit(self.failed, title, str(error) or type(error).__name__)
             self.refresh()
 
         return report
@@ -255,7 +263,7 @@ class Bridge(QObject):
     def _got_machine(self, machine: MachineView) -> None:
         was = self._machine.state
         self._machine = machine
-        self.machine_changed.emit(machine)
+        emit(self.machine_changed, machine)
         if machine.state is not MachineState.RUNNING and was is MachineState.RUNNING:
             self._show_containers([])
             self._show_pipes([])
@@ -276,11 +284,11 @@ class Bridge(QObject):
 
     def _show_pipes(self, pipes: Sequence[PipeFill]) -> None:
         self._pipes = [*pipes]
-        self.pipes_changed.emit(self._pipes)
+        emit(self.pipes_changed, self._pipes)
 
     def _show_containers(self, containers: Sequence[ContainerView]) -> None:
         self._containers = [*containers]
-        self.containers_changed.emit(self._containers)
+        emit(self.containers_changed, self._containers)
 
     def _lost_containers(self, error: Exception) -> None:
         log.debug("containers could not be listed: %s", error)

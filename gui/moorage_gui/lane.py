@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from PySide6.QtCore import QObject, Qt, QThread, Signal, Slot
 
+from moorage_gui.signals import emit
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class _Worker(QObject):
         except Exception as error:  # the edge: whatever a client raises becomes a sentence in the window
             log.info("job failed", exc_info=True)
             result = _Result(job, None, error)
-        self.finished.emit(result)
+        emit(self.finished, result)
 
 
 class Lane(QObject):
@@ -50,7 +52,7 @@ class Lane(QObject):
 
     def __init__(self, name: str, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._thread = QThread()
+        self._thread = QThread(self)
         self._thread.setObjectName(name)
         self._worker = _Worker()
         self._worker.moveToThread(self._thread)
@@ -58,6 +60,7 @@ class Lane(QObject):
         self._worker.finished.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
         self._waiting = 0
         self._open = True
+        self._thread.finished.connect(self._worker.deleteLater)
         self._thread.start()
 
     @property
@@ -69,7 +72,7 @@ class Lane(QObject):
         """Run `work` in the lane's thread and then `done` or `failed` in this one. Nothing happens once the lane is closed."""
         if self._open:
             self._waiting += 1
-            self._submitted.emit(_Job(work, done, failed))
+            emit(self._submitted, _Job(work, done, failed))
 
     def close(self, seconds: float = 5.0) -> bool:
         """Take no more jobs and wait for the one that runs, `seconds` at most. False when it would not end: it is left behind."""

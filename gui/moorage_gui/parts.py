@@ -6,6 +6,8 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QAction, QKeySequence
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
+from moorage_gui.signals import emit
+
 
 def label(text: str = "", role: str = "", *, wrap: bool = False) -> QLabel:
     """A label in one of the style sheet's roles: title, heading, muted, value."""
@@ -99,7 +101,7 @@ class Banner(QFrame):
         """Take the message away."""
         if not self.isHidden():
             self.hide()
-            self.closed.emit()
+            emit(self.closed)
 
 
 class Page(QWidget):

@@ -8,6 +8,7 @@ from PySide6.QtWidgets import QMenu, QSystemTrayIcon
 
 from moorage_gui import icons
 from moorage_gui.bridge import Bridge
+from moorage_gui.signals import emit
 from moorage_gui.theme import DARK, LIGHT, theme_for
 from moorage_gui.views import MachineState, MachineView
 
@@ -56,6 +57,12 @@ class Tray(QObject):
         self.icon.show()
         return True
 
+    def close(self) -> None:
+        """Take icon and menu away, before the application ends."""
+        self.icon.hide()
+        self.menu.deleteLater()
+        self.icon.deleteLater()
+
     def _action(self, text: str, *, enabled: bool = True) -> QAction:
         action = self.menu.addAction(text)
         action.setEnabled(enabled)
@@ -91,7 +98,7 @@ class Tray(QObject):
 
     def _activated(self, reason: QSystemTrayIcon.ActivationReason) -> None:
         if reason in (QSystemTrayIcon.ActivationReason.Trigger, QSystemTrayIcon.ActivationReason.DoubleClick):
-            self.containers_wanted.emit()
+            emit(self.containers_wanted)
 
     def _failed(self, title: str, text: str) -> None:
         if self.icon.isVisible():

@@ -11,6 +11,7 @@ import pytest
 from moorage_gui.bridge import Bridge
 from moorage_gui.theme import dress
 from moorage_gui.window import MainWindow
+from PySide6.QtCore import QEvent
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
@@ -45,6 +46,8 @@ def bridge(qapp: QApplication, backend: FakeBackend, engine: FakeEngine) -> Iter
     yield made
     backend.gate.set()
     made.close()
+    made.deleteLater()
+    qapp.sendPostedEvents(None, int(QEvent.Type.DeferredDelete.value))
 
 
 @pytest.fixture

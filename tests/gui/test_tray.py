@@ -1,5 +1,7 @@
 """The tray's menu fits the machine's state."""
 
+from collections.abc import Iterator
+
 import pytest
 from moorage_gui.bridge import Bridge
 from moorage_gui.tray import Tray
@@ -12,8 +14,10 @@ WAIT = 20_000
 
 
 @pytest.fixture
-def tray(bridge: Bridge) -> Tray:
-    return Tray(bridge)
+def tray(bridge: Bridge) -> Iterator[Tray]:
+    made = Tray(bridge)
+    yield made
+    made.close()
 
 
 def look(qtbot: QtBot, bridge: Bridge, state: MachineState) -> None:
