@@ -130,7 +130,7 @@ class Harness:
         if pid:
             await end_process(pid, signal.SIGTERM)
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 -- it has ended
         remove_cgroups(self.name)
         shutil.rmtree(self.root)
 
@@ -205,6 +205,14 @@ async def read_pipe(fd: int, deadline: float = DEADLINE) -> bytes:
             if not chunk:
                 return bytes(data)
             data += chunk
+
+
+def read_some(fd: int) -> bytes:
+    """Read what a non-blocking pipe has now, b"" when it has nothing."""
+    try:
+        return os.read(fd, 65536)
+    except BlockingIOError:
+        return b""
 
 
 def close_pipes(pipes: Pipes) -> None:

@@ -274,5 +274,7 @@ class Client:
         self._reading = False
         if self.on_input_end is not None:
             self.on_input_end()
+        if not self.streams:  # all it came for was to send input
+            self.finish()
         if not self.closed:
             self._watch()
