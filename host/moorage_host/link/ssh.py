@@ -22,21 +22,21 @@ WINDOW = 4 << 20
 class TunnelTransport(paramiko.Transport):
     """A transport that can also open channels to unix sockets of the guest (OpenSSH's PROTOCOL, section 2.4)."""
 
-    _target = threading.local()
+    _wanted = threading.local()
 
     def open_streamlocal(self, path: str, timeout: float) -> paramiko.Channel:
         """A channel to the unix socket `path` in the guest; raises paramiko.SSHException when nobody listens there."""
-        self._target.path = path
+        self._wanted.path = path
         try:
             return self.open_channel(STREAMLOCAL, timeout=timeout, window_size=WINDOW)
         finally:
-            self._target.path = None
+            self._wanted.path = None
 
     def _send_user_message(self, data: paramiko.Message) -> None:
         # paramiko ends the request for a channel kind that it does not know after the window sizes; this kind goes on.
-        path = getattr(self._target, "path", None)
+        path = getattr(self._wanted, "path", None)
         if path is not None:
-            self._target.path = None
+            self._wanted.path = None
             data.add_string(path)
             data.add_string("")
             data.add_int(0)

@@ -295,6 +295,15 @@ class Machine:
         """Ask the guest to power off; returns at once, quietly when it is off already."""
         await self._on_own(name, lambda domain: domain.shutdown())
 
+    async def goes_off(self, name: str, deadline: float) -> bool:
+        """Wait up to `deadline` seconds for the machine to be off; whether it is."""
+        end = time.monotonic() + deadline
+        while time.monotonic() < end:
+            if await self.power(name) not in (Power.RUNNING, Power.PAUSED):
+                return True
+            await asyncio.sleep(POLL)
+        return False
+
     async def resume(self, name: str) -> None:
         """Let a paused machine run on."""
         await self._on_own(name, lambda domain: domain.resume())

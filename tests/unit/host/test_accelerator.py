@@ -2,7 +2,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from moorage_host.errors import HostError
 from moorage_host.machine import accelerator
 from moorage_host.machine.accelerator import Circumstances, Memory, choose

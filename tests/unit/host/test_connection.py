@@ -2,7 +2,6 @@ import socket
 from pathlib import Path
 
 import pytest
-
 from moorage_host.errors import HostError
 from moorage_host.machine import connection as module
 from moorage_host.machine.connection import Connection, choose_uri

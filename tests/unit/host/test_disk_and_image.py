@@ -3,7 +3,6 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-
 from moorage_host.errors import HostError
 from moorage_host.machine import disk, image
 from moorage_images import manifest

@@ -4,7 +4,6 @@ from pathlib import Path
 import libvirt
 import pytest
 from lxml import etree
-
 from moorage_host.machine.domain_xml import Domain, render
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")

@@ -1,5 +1,4 @@
 import pytest
-
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.machine.lifecycle import MOVES, State, move
 

@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from moorage_host import settings
 from moorage_host.errors import HostError
 

@@ -1,0 +1,334 @@
+"""Clients of the backend: the one door for the command line and the window.
+
+`Client` blocks (use it in a worker thread), `AsyncClient` is for asyncio. Both start the backend when there is none, and
+raise HostError with the backend's message and hint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from moorage_contract import agent as protocol
+from pydantic import BaseModel
+
+from moorage_host.api import (
+    PREFIX,
+    BackendProcess,
+    ConfigChange,
+    ConfigFault,
+    EngineConfigApplied,
+    EngineConfigCheck,
+    EngineConfigText,
+    Line,
+    MachineStatus,
+    PublishedPort,
+)
+from moorage_host.errors import ErrorCode, HostError
+from moorage_host.files import private_folder
+from moorage_host.paths import Paths, user_paths
+from moorage_host.settings import Settings
+
+__all__ = [
+    "AsyncClient",
+    "BackendProcess",
+    "Client",
+    "ConfigChange",
+    "ConfigFault",
+    "EngineConfigApplied",
+    "EngineConfigCheck",
+    "EngineConfigText",
+    "HostError",
+    "MachineStatus",
+    "PublishedPort",
+    "Settings",
+]
+
+Progress = Callable[[str], None]
+M = TypeVar("M", bound=BaseModel)
+
+BACKEND_DEADLINE = 30.0
+
+
+def _quiet(_step: str) -> None:
+    """Progress that nobody watches."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("moorage", timeout=timeout or socket.getdefaulttimeout() or 3600)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def running(paths: Paths) -> bool:
+    """Whether a backend accepts connections."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(str(paths.backend_socket))
+        except OSError:
+            return False
+    return True
+
+
+def ensure_backend(paths: Paths) -> None:
+    """Start the backend unless one answers; returns when it does. Blocks up to 30 s. Raises HostError."""
+    if running(paths):
+        return
+    private_folder(paths.state)
+    with paths.backend_log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moorage_host.backend"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + BACKEND_DEADLINE
+    while not running(paths):
+        ended = process.poll()
+        if ended not in (None, 0):
+            raise HostError(
+                f"the backend ended with status {ended} as it started",
+                hint=f"see {paths.backend_log}",
+                code=ErrorCode.UNAVAILABLE,
+            )
+        if time.monotonic() > deadline:
+            raise HostError(
+                f"the backend does not answer at {paths.backend_socket}",
+                hint=f"see {paths.backend_log}",
+                code=ErrorCode.TIMEOUT,
+            )
+        time.sleep(0.03)
+    # The process outlives us on purpose; what is left of the object must not complain about it.
+    process.returncode = 0
+
+
+class Client:
+    """The backend's methods, blocking. Thread-safe: each call has a connection of its own."""
+
+    def __init__(self, paths: Paths | None = None, *, start_backend: bool = True) -> None:
+        self._paths = user_paths() if paths is None else paths
+        self._start_backend = start_backend
+
+    @property
+    def paths(self) -> Paths:
+        return self._paths
+
+    def call(
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        progress: Progress = _quiet,
+        *,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """One method; `progress` is called with each step. Without `timeout` an answer is waited for as long as it takes."""
+        for line in self._lines(method, params, timeout):
+            if line.progress is not None:
+                progress(line.progress)
+            elif line.error is not None:
+                raise _failure(line)
+            elif line.result is not None:
+                return line.result
+        raise HostError(
+            "the backend ended before it answered",
+            hint="run the command again: the machine goes on",
+            code=ErrorCode.UNAVAILABLE,
+        )
+
+    def _lines(self, method: str, params: dict[str, Any] | None, timeout: float | None) -> Iterator[Line]:
+        if self._start_backend:
+            ensure_backend(self._paths)
+        with contextlib.closing(_UnixConnection(self._paths.backend_socket, timeout)) as connection:
+            try:
+                connection.request(
+                    "POST", PREFIX + method, json.dumps(params or {}), {"Content-Type": "application/json"}
+                )
+                response = connection.getresponse()
+                while text := response.readline():
+                    yield Line.model_validate_json(text)
+            except TimeoutError as error:
+                raise HostError(f"the backend did not answer {method} in time", code=ErrorCode.TIMEOUT) from error
+            except (OSError, http.client.HTTPException) as error:
+                raise HostError(
+                    f"the backend does not answer: {error}",
+                    hint="run the command again: the machine goes on",
+                    code=ErrorCode.UNAVAILABLE,
+                ) from error
+
+    def status(self) -> MachineStatus:
+        """Where everything stands, the agent asked anew."""
+        return MachineStatus.model_validate(self.call("status", timeout=60))
+
+    def watch(self) -> Iterator[MachineStatus]:
+        """The status now and on every change, until the backend ends (HostError). Close the iterator to stop."""
+        for line in self._lines("watch", None, None):
+            if line.event is not None:
+                yield MachineStatus.model_validate(line.event)
+        raise HostError("the backend ended", code=ErrorCode.UNAVAILABLE)
+
+    def start(self, progress: Progress = _quiet, **changes: Any) -> MachineStatus:
+        """Start the machine, with changed settings if given, and wait until the engine answers."""
+        return MachineStatus.model_validate(self.call("start", changes, progress))
+
+    def stop(self, progress: Progress = _quiet, timeout: float | None = None) -> None:
+        """Stop containers and machine in order; containers get `timeout` seconds."""
+        self.call("stop", {} if timeout is None else {"timeout": timeout}, progress)
+
+    def restart(self, progress: Progress = _quiet) -> None:
+        """Stop, then start."""
+        self.call("restart", None, progress)
+
+    def kill(self, progress: Progress = _quiet) -> None:
+        """Cut the machine's power."""
+        self.call("kill", None, progress)
+
+    def delete(self, progress: Progress = _quiet) -> None:
+        """Remove the machine with its disk."""
+        self.call("delete", None, progress)
+
+    def settings(self) -> Settings:
+        """The machine's settings."""
+        return Settings.model_validate(self.call("settings.get"))
+
+    def change_settings(self, **changes: Any) -> Settings:
+        """Change settings; they hold from the machine's next start on."""
+        return Settings.model_validate(self.call("settings.set", changes))
+
+    def engine_config(self) -> EngineConfigText:
+        """daemon.json; also with engine and machine down."""
+        return EngineConfigText.model_validate(self.call("engine_config.get"))
+
+    def check_engine_config(self, content: str) -> EngineConfigCheck:
+        """Faults of a daemon.json, or the plan of applying it. Touches nothing."""
+        return EngineConfigCheck.model_validate(self.call("engine_config.check", {"content": content}))
+
+    def apply_engine_config(self, content: str, progress: Progress = _quiet) -> EngineConfigApplied:
+        """Put a daemon.json in force, or save it for the next start when the engine is down."""
+        return EngineConfigApplied.model_validate(self.call("engine_config.apply", {"content": content}, progress))
+
+    def pipes(self) -> list[protocol.PipeFill]:
+        """The log pipes of all containers; works while moored is dead."""
+        return protocol.Pipes.model_validate(self.call("pipes", timeout=60)).pipes
+
+    def logs(self, what: str = "daemon", lines: int = 200, container: str | None = None) -> str:
+        """The last lines of: daemon, agent, shim (with `container`), console, backend."""
+        params: dict[str, Any] = {"what": what, "lines": lines}
+        if container is not None:
+            params["container"] = container
+        return str(self.call("logs", params, timeout=60).get("text", ""))
+
+    def daemon(self, verb: str) -> None:
+        """`restart`, `reload` or `kill` (SIGKILL) moored; containers keep running."""
+        self.call(f"daemon.{verb}")
+
+    def stop_containers(self, ids: list[str], timeout: float | None = None) -> list[str]:
+        """Stop containers without moored, also unmanaged ones; all of them for an empty list. The ids that were stopped."""
+        params: dict[str, Any] = {"ids": ids}
+        if timeout is not None:
+            params["timeout"] = timeout
+        return protocol.StoppedContainers.model_validate(self.call("containers.stop", params)).stopped
+
+    def engine_versions(self) -> protocol.EngineVersions:
+        """Engine versions in the machine."""
+        return protocol.EngineVersions.model_validate(self.call("engine.versions"))
+
+    def upgrade_engine(self, path: Path, progress: Progress = _quiet) -> None:
+        """Deliver an engine file into the running machine and switch to it; containers keep running."""
+        self.call("engine.upgrade", {"path": str(path.absolute())}, progress)
+
+    def rollback_engine(self) -> None:
+        """Go back to the engine before."""
+        self.call("engine.rollback")
+
+    def stop_backend(self) -> None:
+        """End the backend; the machine goes on. Quiet when there is none."""
+        if running(self._paths):
+            with contextlib.suppress(HostError):
+                self.call("backend.stop", timeout=30)
+
+
+class AsyncClient:
+    """The backend's methods for asyncio: `call` with a model of the result, and `watch`."""
+
+    def __init__(self, paths: Paths | None = None) -> None:
+        self._paths = user_paths() if paths is None else paths
+
+    @contextlib.asynccontextmanager
+    async def _request(self, method: str, params: dict[str, Any] | None) -> AsyncIterator[aiohttp.ClientResponse]:
+
+        await asyncio.to_thread(ensure_backend, self._paths)
+        connector = aiohttp.UnixConnector(path=str(self._paths.backend_socket))
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        try:
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+                async with session.post(f"http://moorage{PREFIX}{method}", json=params or {}) as response:
+                    yield response
+        except aiohttp.ClientError as error:
+            raise HostError(
+                f"the backend does not answer: {error}",
+                hint="try again: the machine goes on",
+                code=ErrorCode.UNAVAILABLE,
+            ) from error
+
+    async def call(
+        self, method: str, result: type[M], params: dict[str, Any] | None = None, progress: Progress = _quiet
+    ) -> M:
+        """One method, its result as `result`."""
+        async with self._request(method, params) as response:
+            async for text in response.content:
+                line = Line.model_validate_json(text)
+                if line.progress is not None:
+                    progress(line.progress)
+                elif line.error is not None:
+                    raise _failure(line)
+                elif line.result is not None:
+                    return result.model_validate(line.result)
+        raise HostError(
+            "the backend ended before it answered", hint="try again: the machine goes on", code=ErrorCode.UNAVAILABLE
+        )
+
+    async def status(self) -> MachineStatus:
+        """Where everything stands."""
+        return await self.call("status", MachineStatus)
+
+    async def watch(self) -> AsyncIterator[MachineStatus]:
+        """The status now and on every change, until the backend ends (HostError)."""
+        async with self._request("watch", None) as response:
+            async for text in response.content:
+                line = Line.model_validate_json(text)
+                if line.event is not None:
+                    yield MachineStatus.model_validate(line.event)
+        raise HostError("the backend ended", code=ErrorCode.UNAVAILABLE)
+
+
+def _failure(line: Line) -> HostError:
+    assert line.error is not None
+    try:
+        code = ErrorCode(line.error.code)
+    except ValueError:
+        code = ErrorCode.FAILED
+    return HostError(line.error.message, hint=line.error.hint, code=code)
+
+
+def environment_for(paths: Paths) -> dict[str, str]:
+    """The environment in which docker clients talk to the machine's engine."""
+    return os.environ | {"DOCKER_HOST": f"unix://{paths.docker_socket}"}

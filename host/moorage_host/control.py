@@ -1,0 +1,579 @@
+"""The machine from the user's point of view: start until the engine answers, stop in order, notice everything in between.
+
+One `Controller` per backend. Its `run` task watches libvirt, the SSH connection and the engine, and mends what it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from moorage_contract import agent as protocol
+from moorage_contract.version import ENGINE_VERSION
+
+from moorage_host import docker_context, settings
+from moorage_host.api import BackendProcess, MachineStatus, PublishedPort
+from moorage_host.engine_config import EngineConfig
+from moorage_host.errors import ErrorCode, HostError
+from moorage_host.files import private_folder
+from moorage_host.link import keys
+from moorage_host.link.forwarder import Forwarder, unix_listener
+from moorage_host.machine import console
+from moorage_host.machine.connection import Connection, choose_uri
+from moorage_host.machine.lifecycle import RUNNING, State, move
+from moorage_host.machine.machine import Machine, Power, Progress
+from moorage_host.paths import Paths
+from moorage_host.ports import PortForwards
+from moorage_host.session import Session
+from moorage_host.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+READY_DEADLINE = 180.0
+STOP_TIMEOUT = 30.0  # seconds that containers get; then the machine gets a little longer to power off
+CLOCK_PERIOD = 10.0
+STEADY = 1.0
+EAGER = 0.05  # until the guest answers
+PATIENT = 0.15  # until the engine does: each question costs the guest a little
+LOOK = 1.0  # seconds between questions to libvirt
+PING_PERIOD = 5.0
+IMPATIENCE = 20.0  # seconds after which SSH is tried though the console has not said that sshd starts
+
+
+class Controller:
+    """The machine of one user. Operations exclude each other; `status` and `watch` are always answered."""
+
+    def __init__(self, paths: Paths, docker_config: Path) -> None:
+        self._paths = paths
+        self._docker_config = docker_config
+        self._settings = Settings()
+        self._booted_with: Settings | None = None
+        self._machine: Machine | None = None
+        self._state = State.ABSENT
+        self._since = time.time()
+        self._step = ""
+        self._message = ""
+        self._warning = ""
+        self._config_problem = ""
+        self._engine: protocol.Status | None = None
+        self._ports: list[PublishedPort] = []
+        self._session: Session | None = None
+        self._docker: Forwarder | None = None
+        self._forwards: PortForwards | None = None
+        self._reconciled = False
+        self._operation = asyncio.Lock()
+        self._doing = ""
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._version = 0
+        self._notify: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = time.time()
+        self._last_look = self._last_ping = self._last_clock = self._boot_began = 0.0
+        self.config = EngineConfig(paths.engine_config)
+
+    # -- what others read
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is going on that a backend without clients must not walk away from."""
+        return self._operation.locked() or self._state in RUNNING
+
+    @property
+    def paths(self) -> Paths:
+        return self._paths
+
+    def status(self) -> MachineStatus:
+        """Where everything stands now."""
+        record = self._machine.record() if self._machine is not None else None
+        running = self._state in RUNNING
+        name = self._settings.name
+        return MachineStatus(
+            state=self._state.value,
+            since=self._since,
+            step=self._step,
+            message=self._message,
+            warning=self._warning or (record.warning if record and running else ""),
+            name=name,
+            accelerator=record.accelerator if record and running else "",
+            libvirt_uri=self._machine.connection.uri if self._machine else "",
+            cpus=self._settings.cpus,
+            memory_mib=self._settings.memory_mib,
+            disk_gib=self._settings.disk_gib,
+            restart_needed=running and self._booted_with is not None and self._booted_with != self._settings,
+            ssh_port=record.ssh_port if record and running else 0,
+            docker_socket=str(self._paths.docker_socket),
+            docker_context=name if docker_context.exists(self._docker_config, name) else "",
+            image_version=record.engine_version if record else "",
+            engine=self._engine,
+            ports=self._ports,
+            config_pending=self.config.pending,
+            config_problem=self._config_problem,
+            backend=BackendProcess(pid=os.getpid(), version=ENGINE_VERSION, since=self._started),
+        )
+
+    async def watch(self) -> AsyncIterator[MachineStatus]:
+        """The status now and after every change, for ever; changes in quick succession may come as one."""
+        seen = -1
+        while True:
+            async with self._changed:
+                while self._version == seen:
+                    await self._changed.wait()
+                seen = self._version
+            yield self.status()
+
+    # -- settings
+
+    def settings(self) -> Settings:
+        """The settings as they are on disk now; HostError when they cannot be read."""
+        found = settings.load(self._paths.settings)
+        if found != self._settings:
+            self._settings = found
+            self._tell()
+        return found
+
+    def change_settings(self, changes: dict[str, Any]) -> Settings:
+        """Change settings; they hold from the machine's next start on."""
+        found = settings.changed(self.settings(), changes)
+        if found.name != self._settings.name and self._state is not State.ABSENT:
+            raise HostError(
+                "the name cannot change while there is a machine", hint="moorage delete", code=ErrorCode.CONFLICT
+            )
+        settings.save(found, self._paths.settings)
+        self._settings = found
+        self._tell()
+        return found
+
+    # -- operations
+
+    async def start(self, progress: Progress) -> None:
+        """Start the machine and wait until the engine answers. Idempotent. Raises HostError; a machine that booted stays up."""
+        async with self._exclusively("starting the machine"):
+            await self._start(progress)
+
+    async def _start(self, progress: Progress) -> None:
+        if self.state is State.READY:
+            return
+        found = self.settings()
+        if self._state not in RUNNING:
+            machine = self._machine_for(found)
+            self._move(State.STARTING)
+            self._message = self._warning = self._config_problem = ""
+            try:
+                self._say("starting the machine", progress)
+                started = await machine.start(found, lambda step: self._say(step, progress))
+            except BaseException as error:
+                self._fail(error)
+                raise
+            self._warning = started.warning
+            self._booted_with = found
+            self._boot_began = time.monotonic()
+            self._say("waiting for the guest", progress)
+        self._wake.set()
+        await self._until(lambda: self._state is State.READY or self._state not in RUNNING, READY_DEADLINE, progress)
+        if self._state is not State.READY:
+            raise self._not_ready()
+        self._make_context()
+        self._say("", progress)
+
+    def _not_ready(self) -> HostError:
+        if self._state not in RUNNING:
+            return HostError(self._message or "the machine stopped while it started", hint="see `moorage console`")
+        where = (
+            "the guest booted, but the engine does not answer"
+            if self._state is State.BOOTED
+            else "the guest does not answer"
+        )
+        detail = f": {self._message}" if self._message else ""
+        return HostError(
+            f"{where} within {READY_DEADLINE:.0f} s{detail}",
+            hint="see `moorage console` and `moorage logs`",
+            code=ErrorCode.TIMEOUT,
+        )
+
+    async def stop(self, progress: Progress, timeout: float = STOP_TIMEOUT) -> None:
+        """Stop the containers (each by its stop signal), then the machine. Idempotent."""
+        async with self._exclusively("stopping the machine"):
+            await self._stop(progress, timeout)
+
+    async def _stop(self, progress: Progress, timeout: float) -> None:
+        if self._state not in RUNNING:
+            return
+        machine = self._machine_for(self._settings)
+        self._move(State.STOPPING)
+        self._say("stopping the containers and the machine", progress)
+        await self._ask_to_power_off(machine, timeout)
+        if not await machine.goes_off(self._settings.name, timeout + 30):
+            self._say("the guest does not power off by itself: its power is cut", progress)
+            await machine.kill(self._settings.name)
+        self._went_off("")
+
+    async def _ask_to_power_off(self, machine: Machine, timeout: float) -> None:
+        if self._session is not None and self._session.connected:
+            with contextlib.suppress(HostError):
+                await self._session.agent(protocol.Poweroff(timeout=timeout), protocol.Done, timeout=timeout + 15)
+                return
+            with contextlib.suppress(HostError):
+                await self._session.run("poweroff", timeout=10)
+                return
+        await machine.press_power_button(self._settings.name)
+
+    async def restart(self, progress: Progress) -> None:
+        """Stop in order, then start."""
+        async with self._exclusively("restarting the machine"):
+            await self._stop(progress, STOP_TIMEOUT)
+            await self._start(progress)
+
+    async def kill(self, progress: Progress) -> None:
+        """Cut the machine's power at once, whatever else is going on."""
+        machine = self._machine_for(self._settings)
+        self._say("cutting the machine's power", progress)
+        await machine.kill(self._settings.name)
+        self._went_off("its power was cut")
+
+    async def delete(self, progress: Progress) -> None:
+        """Remove the machine with its disk, keys and docker context. Idempotent."""
+        async with self._exclusively("deleting the machine"):
+            await self._stop(progress, STOP_TIMEOUT)
+            self._say("removing the machine and its disk", progress)
+            await self._machine_for(self.settings()).delete(self._settings.name)
+            docker_context.remove(self._docker_config, self._settings.name)
+            self._warning = self._message = ""
+            self._move(State.ABSENT)
+            self._say("", progress)
+
+    @contextlib.asynccontextmanager
+    async def _exclusively(self, what: str) -> AsyncIterator[None]:
+        if self._operation.locked():
+            raise HostError(
+                f"another command is {self._doing}",
+                hint="wait for it (moorage status shows its progress)",
+                code=ErrorCode.CONFLICT,
+            )
+        async with self._operation:
+            self._doing = what
+            try:
+                yield
+            finally:
+                self._doing = self._step = ""
+                self._tell()
+
+    def guest(self) -> Session:
+        """The running guest; HostError when it cannot be reached."""
+        if self._session is None or not self._session.connected:
+            raise HostError(
+                f"the machine is {self._state.value}: there is no way into the guest",
+                hint="moorage start",
+                code=ErrorCode.UNAVAILABLE,
+            )
+        return self._session
+
+    async def refresh(self) -> MachineStatus:
+        """The status with the agent asked anew, when it can be."""
+        if self._session is not None and self._session.connected:
+            with contextlib.suppress(HostError):
+                self._engine = await self._session.agent(protocol.StatusParams(), protocol.Status, timeout=5)
+        return self.status()
+
+    # -- the watching task
+
+    async def run(self) -> None:
+        """Take over a machine that runs already, then watch for ever. Cancel to end; the machine goes on."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    await self._look()
+                except HostError as error:
+                    self._note(str(error))
+                except Exception as error:
+                    fault = f"the backend failed while it watched the machine: {error!r}"
+                    if fault != self._message:
+                        logger.exception("watching the machine")
+                    self._note(fault)
+                pause = self._pause()
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+        finally:
+            self._close_session()
+            if self._machine is not None:
+                await asyncio.to_thread(self._machine.connection.close)
+
+    def _pause(self) -> float:
+        if time.monotonic() - self._boot_began > READY_DEADLINE:
+            return STEADY
+        return {State.STARTING: EAGER, State.BOOTED: PATIENT}.get(self._state, STEADY)
+
+    async def _look(self) -> None:
+        if self._machine is None:
+            if not self._paths.machine_record.exists():
+                self.settings()
+                return
+            await self._adopt()
+        if self._state in RUNNING and self._boot_began and self._state is not State.STOPPING:
+            now = time.monotonic()
+            if now - self._last_look >= LOOK:
+                self._last_look = now
+                if not await self._still_on():
+                    return
+            await self._drive(now)
+
+    async def _adopt(self) -> None:
+        """Find the machine that an earlier backend left, on or off."""
+        machine = self._machine_for(self.settings())
+        power = await machine.power(self._settings.name)
+        if power in (Power.RUNNING, Power.PAUSED):
+            logger.info("taking over the running machine %s", self._settings.name)
+            self._set(State.STARTING)
+            self._boot_began = time.monotonic() - IMPATIENCE
+        elif power is not Power.ABSENT:
+            self._set(State.STOPPED)
+
+    async def _still_on(self) -> bool:
+        machine = self._machine_for(self._settings)
+        power = await machine.power(self._settings.name)
+        if power is Power.RUNNING:
+            if self._state is State.PAUSED:
+                self._move(State.BOOTED if self._session is not None and self._session.connected else State.STARTING)
+                self._message = ""
+            return True
+        if self._operation.locked() and self._state is State.STARTING and not self._boot_began:
+            return True
+        reason = await machine.reason(self._settings.name)
+        if power is Power.PAUSED:
+            await self._paused(machine, reason)
+        elif power is Power.CRASHED:
+            self._went_off(f"the machine crashed ({reason})", failed=True)
+        else:
+            self._went_off(
+                "the machine was switched off from inside"
+                if "shutdown" in reason or "destroyed" in reason
+                else f"the machine went off ({reason})"
+            )
+        return False
+
+    async def _paused(self, machine: Machine, reason: str) -> None:
+        """A machine that stopped by itself: an accelerator that gave up is replaced by tcg, a full disk is waited out."""
+        warning = (
+            None
+            if "user" in reason or "error" in reason
+            else await asyncio.to_thread(machine.blame, f"it stopped the running machine, {reason}")
+        )
+        if warning is None:
+            if self._state is not State.PAUSED:
+                self._move(State.PAUSED)
+                self._message = (
+                    f"the machine is {reason}; it goes on when the host's disk has space again"
+                    if "error" in reason
+                    else f"the machine is {reason}"
+                )
+                self._tell()
+            if "error" in reason:
+                await machine.resume(self._settings.name)
+            return
+        logger.warning("%s", warning)
+        await machine.kill(self._settings.name)
+        self._close_session()
+        self._set(State.STARTING)
+        self._boot_began = 0.0
+        await machine.start(self._settings, lambda step: self._say(step, None))
+        self._boot_began = time.monotonic()
+        self._warning = warning
+        self._tell()
+
+    async def _drive(self, now: float) -> None:
+        """One step further: connect, meet the agent, reach the engine, keep the clock."""
+        session = self._session_for()
+        if not session.connected:
+            if self._state in (State.BOOTED, State.READY):
+                self._note("the connection to the guest broke; connecting again")
+                self._engine = None
+                self._move(State.STARTING)
+            if not console.said(self._paths.console_log, console.SSHD_STARTS) and now - self._boot_began < IMPATIENCE:
+                return
+            try:
+                await session.connect()
+            except HostError as error:
+                self._note(error.message)
+                return
+            self._move(State.BOOTED)
+            self._message = ""
+            self._say("waiting for the engine", None)
+            await self._meet_agent(session)
+        elif not self._reconciled or self._engine is None:
+            await self._meet_agent(session)
+        if self._state is State.BOOTED or now - self._last_ping >= PING_PERIOD:
+            answered = await session.ping()
+            self._last_ping = time.monotonic()
+            if answered and self._state is State.BOOTED:
+                self._move(State.READY)
+                self._step = self._message = ""
+                self._tell()
+                self._follow_ports(session)
+            elif not answered and self._state is State.READY and session.connected:
+                self._move(State.BOOTED)
+                self._note("the engine does not answer")
+        if now - self._last_clock >= CLOCK_PERIOD and self._engine is not None:
+            self._last_clock = now
+            await session.set_clock()
+
+    async def _meet_agent(self, session: Session) -> None:
+        """Learn the agent's status and settle daemon.json; quiet while the agent is not there yet."""
+        try:
+            self._engine = await session.agent(protocol.StatusParams(), protocol.Status, timeout=10)
+            session.watch_agent(self._agent_said, self._agent_silent)
+            if not self._reconciled:
+                self._config_problem = await self.config.reconcile(session)
+                self._reconciled = True
+        except HostError as error:
+            logger.debug("agent: %s", error)
+            return
+        self._tell()
+
+    def _agent_said(self, status: protocol.Status) -> None:
+        def take() -> None:
+            if self._engine is None or status.daemon != self._engine.daemon:
+                self._last_ping = 0.0
+                self._wake.set()
+            self._engine = status
+            self._tell()
+
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the backend ends
+                self._loop.call_soon_threadsafe(take)
+
+    def _agent_silent(self) -> None:
+        def take() -> None:
+            self._engine = None  # met again by the watching task
+            self._wake.set()
+
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(take)
+
+    def _session_for(self) -> Session:
+        if self._session is None:
+            machine = self._machine_for(self._settings)
+            pair = keys.ensure(self._paths.client_key, self._paths.host_key)
+            name = self._settings.name
+            self._session = Session(pair, lambda: machine.ssh_port(name))
+            self._reconciled = False
+        if self._docker is None:
+            self._docker = Forwarder(
+                unix_listener(self._paths.docker_socket), self._session.open_engine, name="docker.sock"
+            )
+        return self._session
+
+    def _follow_ports(self, session: Session) -> None:
+        if self._forwards is None:
+            self._forwards = PortForwards(self._paths.docker_socket, session, self._ports_changed)
+
+    def _ports_changed(self, ports: list[PublishedPort]) -> None:
+        def take() -> None:
+            self._ports = ports
+            self._tell()
+
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(take)
+
+    def _close_session(self) -> None:
+        if self._docker is not None:
+            self._docker.close()
+            self._docker = None
+            self._paths.docker_socket.unlink(missing_ok=True)
+        if self._forwards is not None:
+            self._forwards.close()
+            self._forwards = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        self._engine = None
+        self._ports = []
+        self._reconciled = False
+
+    # -- small ones
+
+    def _machine_for(self, found: Settings) -> Machine:
+        if self._machine is None:
+            private_folder(self._paths.state)
+            uri = choose_uri(found.libvirt_uri, self._paths.embedded_root)
+            self._machine = Machine(self._paths, Connection(uri, self._paths.embedded_root))
+        return self._machine
+
+    def _make_context(self) -> None:
+        try:
+            docker_context.create(self._docker_config, self._settings.name, self._paths.docker_socket)
+        except HostError as error:
+            self._warning = str(error)
+            self._tell()
+
+    def _went_off(self, message: str, *, failed: bool = False) -> None:
+        self._close_session()
+        self._boot_began = 0.0
+        self._booted_with = None
+        self._set(State.FAILED if failed else State.STOPPED)
+        self._note(message)
+
+    def _fail(self, error: BaseException) -> None:
+        self._close_session()
+        self._boot_began = 0.0
+        self._set(State.FAILED if self._paths.disk.exists() else State.ABSENT)
+        self._note(str(error) if isinstance(error, HostError) else "the start was interrupted")
+
+    def _note(self, message: str) -> None:
+        if message != self._message:
+            self._message = message
+            self._tell()
+
+    def _say(self, step: str, progress: Progress | None) -> None:
+        self._step = step
+        if progress is not None and step:
+            progress(step)
+        self._tell()
+
+    def _move(self, new: State) -> None:
+        self._set(move(self._state, new))
+
+    def _set(self, new: State) -> None:
+        if new is not self._state:
+            logger.info("machine: %s -> %s", self._state.value, new.value)
+            self._state = new
+            self._since = time.time()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake everybody who watches."""
+
+        async def notify() -> None:
+            async with self._changed:
+                self._version += 1
+                self._changed.notify_all()
+
+        with contextlib.suppress(RuntimeError):
+            task = asyncio.get_running_loop().create_task(notify())
+            self._notify.add(task)
+            task.add_done_callback(self._notify.discard)
+
+    async def _until(self, reached: Callable[[], bool], deadline: float, progress: Progress) -> None:
+        """Wait for `reached`, passing steps on; returns, reached or not, after `deadline` seconds."""
+        said = self._step
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline):
+                async for _status in self.watch():
+                    if self._step and self._step != said:
+                        said = self._step
+                        progress(said)
+                    if reached():
+                        return

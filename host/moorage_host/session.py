@@ -1,0 +1,182 @@
+"""What the host has in the running guest: one SSH connection that comes back, the engine's socket, the agent, the clock.
+
+Blocking SSH work runs in threads; nothing here starts or stops the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import paramiko
+from moorage_contract import agent as protocol
+from pydantic import ValidationError
+
+from moorage_host.errors import ErrorCode, HostError
+from moorage_host.link import agent
+from moorage_host.link.keys import Keys
+from moorage_host.link.ssh import Link
+
+logger = logging.getLogger(__name__)
+
+ENGINE_SOCKET = "/run/moorage/docker.sock"
+PING = b"GET /_ping HTTP/1.1\r\nHost: moorage\r\nConnection: close\r\n\r\n"
+HANDSHAKE = 20.0  # seconds; a tcg guest on a busy host needs two
+LINK_WAIT = 15.0  # seconds that a client of docker.sock waits for the connection to come back
+
+M = TypeVar("M", bound=protocol.Message)
+T = TypeVar("T")
+
+
+class Session:
+    """The running guest as the host sees it. `port` tells the SSH port on 127.0.0.1 at each attempt."""
+
+    def __init__(self, keys: Keys, port: Callable[[], Awaitable[int]]) -> None:
+        self._keys = keys
+        self._port = port
+        self._link: Link | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="guest")
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None and self._link.alive
+
+    async def connect(self) -> None:
+        """One attempt to be connected; returns quietly when it is already so. Raises HostError."""
+        if self.connected:
+            return
+        port = await self._port()
+        link = await self._run(lambda: Link.connect(("127.0.0.1", port), self._keys, timeout=HANDSHAKE))
+        with self._changed:
+            if self._closed:
+                link.close()
+                return
+            self._link = link
+            self._changed.notify_all()
+
+    def link(self, wait: float = 0) -> Link:
+        """The connection, waited for up to `wait` seconds; blocks. Raises HostError when there is none."""
+        deadline = time.monotonic() + wait
+        with self._changed:
+            while not self._closed:
+                if self._link is not None and self._link.alive:
+                    return self._link
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 0.5))
+        raise HostError("there is no connection to the guest", hint="see moorage status", code=ErrorCode.UNAVAILABLE)
+
+    def open_engine(self) -> paramiko.Channel:
+        """A stream to the engine's socket; blocks while the connection comes back."""
+        return self.link(LINK_WAIT).unix_socket(ENGINE_SOCKET, timeout=LINK_WAIT)
+
+    async def ping(self, timeout: float = 10) -> bool:
+        """Whether the engine answers /_ping through the tunnel within `timeout` seconds."""
+
+        def ask() -> bool:
+            channel = self.link().unix_socket(ENGINE_SOCKET, timeout=timeout)
+            try:
+                channel.settimeout(timeout)
+                channel.sendall(PING)
+                answer = b""
+                while b"\r\n" not in answer and len(answer) < 4096 and (data := channel.recv(1024)):
+                    answer += data
+                return answer.split(b"\r\n")[0].split(b" ")[1:2] == [b"200"]
+            finally:
+                channel.close()
+
+        try:
+            return await self._run(ask)
+        except (HostError, OSError, EOFError) as error:
+            logger.debug("ping: %s", error)
+            return False
+
+    async def agent(self, request: protocol.Request, result: type[M], *, timeout: float = 30) -> M:
+        """Ask the agent; the answer checked against `result`. Raises HostError."""
+        params = request.model_dump(mode="json", exclude={"method"}, exclude_none=True)
+        answer = await self._run(lambda: agent.call(self.link(), request.method, params, timeout=timeout))
+        return parsed(result, answer, request.method)
+
+    def watch_agent(self, told: Callable[[protocol.Status], None], ended: Callable[[], None]) -> None:
+        """Call `told` with each status the agent sends, and `ended` when no more come, from another thread. Returns at once."""
+
+        def follow(link: Link) -> None:
+            try:
+                for answer in agent.watch(link):
+                    told(parsed(protocol.Status, answer, "watch"))
+            except HostError as error:
+                logger.info("watching the agent ended: %s", error)
+            ended()
+
+        threading.Thread(target=follow, args=(self.link(),), name="agent-watch", daemon=True).start()
+
+    async def config_text(self) -> str:
+        """daemon.json in the guest."""
+        return (await self.agent(protocol.ConfigGet(), protocol.ConfigText)).content
+
+    async def config_apply(self, content: str, mode: str) -> protocol.ConfigApplied:
+        """Let the agent put `content` in force; waits until it has, or has put the old one back."""
+        request = protocol.ConfigApply(content=content, mode="restart" if mode == "restart" else "reload")
+        return await self.agent(request, protocol.ConfigApplied, timeout=120)
+
+    async def set_clock(self) -> None:
+        """Give the guest the host's time."""
+        await self.agent(protocol.ClockSet(ns=time.time_ns()), protocol.Done)
+
+    async def run(self, command: str, *, timeout: float = 30) -> tuple[int, str]:
+        """Run a fixed command in the guest: exit status and output, both streams together."""
+
+        def ask() -> tuple[int, str]:
+            channel = self.link().session(timeout=timeout)
+            try:
+                channel.settimeout(timeout)
+                channel.set_combine_stderr(True)
+                channel.exec_command(command)
+                output = b""
+                while data := channel.recv(65536):
+                    output += data
+                return channel.recv_exit_status(), output.decode("utf-8", "replace")
+            except (TimeoutError, OSError, paramiko.SSHException) as error:
+                raise HostError(f"the command in the guest did not end: {error}", code=ErrorCode.TIMEOUT) from error
+            finally:
+                channel.close()
+
+        return await self._run(ask)
+
+    async def upload(self, source: str, target: str) -> None:
+        """Copy a file into the guest."""
+        await self._run(lambda: self.link().upload(source, target))
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    def drop(self) -> None:
+        """Close the connection so that the next `connect` makes a new one."""
+        if self._link is not None:
+            self._link.close()
+
+    def close(self) -> None:
+        """Close the connection for good. Idempotent; does not wait for requests under way, whose channels are closed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self.drop()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def parsed(model: type[M], answer: dict[str, Any], method: str) -> M:
+    """The agent's answer as `model`; HostError when it does not fit."""
+    try:
+        return model.model_validate(answer)
+    except ValidationError as error:
+        raise HostError(
+            f"the agent answered {method} with something else than it should: {error.errors()[0]['msg']}"
+        ) from error
