@@ -14,6 +14,9 @@ from moorage_images import elf
 from moorage_images.errors import ImageError
 from moorage_images.recipe import Recipe
 
+_SIGNATURE_END = b"~Module signature appended~\n"
+_SIGNATURE_INFO = 12  # struct module_signature; its last four bytes are the length of the signature before it
+
 
 @dataclass
 class Module:
@@ -51,7 +54,7 @@ class ModuleTree:
             raise ImageError(f"the kernel {self.release} has no module {name}", hint="correct the recipe")
         if not module.data:
             raw = module.source.read_bytes()
-            module.data = lzma.decompress(raw) if module.source.suffix == ".xz" else raw
+            module.data = unsigned(lzma.decompress(raw) if module.source.suffix == ".xz" else raw)
             info = elf.modinfo(module.data)
             module.depends = [canonical(d) for entry in info.get("depends", []) for d in entry.split(",") if d]
             module.aliases = info.get("alias", [])
@@ -104,6 +107,19 @@ def install(tree: ModuleTree, recipe: Recipe, root: Path) -> list[Module]:
         names = [m.name for name in getattr(recipe.modules, moment) if (m := tree.load(name)) is not None]
         (lists / moment).write_text("\n".join(names) + "\n")
     return modules
+
+
+def unsigned(data: bytes) -> bytes:
+    """A module without the signature appended to it.
+
+    Debian's kernel does not insist on one, the image as a whole is checked by the host, and verifying forty signatures costs an
+    emulated processor more than everything else that loading does.
+    """
+    if not data.endswith(_SIGNATURE_END):
+        return data
+    end = len(data) - len(_SIGNATURE_END)
+    length = int.from_bytes(data[end - 4 : end], "big")
+    return data[: end - _SIGNATURE_INFO - length]
 
 
 def canonical(name: str) -> str:
