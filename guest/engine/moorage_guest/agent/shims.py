@@ -85,7 +85,7 @@ class Shims:
     def spawn(self, spec: Spec) -> int:
         """Fork a shim and return its pid; its socket is there already. Refused when the container has one."""
         folder = self.folder(spec.container_id)
-        if spec.container_id in self._running:
+        if spec.container_id in self._running and folder.exists():  # without folder it is on its way out
             raise Refused("conflict", f"container {spec.container_id} has a shim already")
         if folder.exists():
             raise Refused("conflict", f"the shim of container {spec.container_id} died and is not buried yet")
@@ -101,7 +101,7 @@ class Shims:
         with listener:
             pid = fork_helper(run, log.path, listener)
         self._running[spec.container_id] = pid
-        self._loop.on_child(pid, lambda code: self._ended(spec.container_id, code))
+        self._loop.on_child(pid, lambda code: self._ended(spec.container_id, pid, code))
         self.on_change()
         return pid
 
@@ -158,13 +158,15 @@ class Shims:
         def ended(_ready: int) -> None:
             self._loop.unwatch(descriptor)
             os.close(descriptor)
-            self._ended(container_id, -1)
+            self._ended(container_id, pid, -1)
 
         self._running[container_id] = pid
         self._loop.watch(descriptor, READ, ended)
 
-    def _ended(self, container_id: str, code: int) -> None:
-        self._running.pop(container_id, None)
+    def _ended(self, container_id: str, pid: int, code: int) -> None:
+        if self._running.get(container_id) != pid:
+            return  # the container has another shim by now
+        del self._running[container_id]
         if (self._folder / container_id).exists():
             self._log(f"the shim of container {container_id} died (status {code}): ending its container")
             self._died(container_id)

@@ -174,7 +174,6 @@ async def start(
     try:
         process = await asyncio.to_thread(build_exec_process, request)
         shim = await engine.shim_of(container)
-        session.running = True
         started = await shim.exec(
             ExecRequest(
                 exec_id=session.id, process=process, tty=config.tty, open_stdin=config.attach_stdin, client=client,
@@ -183,7 +182,9 @@ async def start(
             )
         )  # fmt: skip
     except OciError as error:
-        _failed(session, error.exit_code)
+        from moorage_guest.engine.starting import exit_code_of
+
+        _failed(session, exit_code_of(error))
         raise _worded(config.args[0], error) from error
     except ShimGone as error:
         _failed(session, 128)
@@ -192,6 +193,7 @@ async def start(
         _failed(session, 126)
         raise
     if session.exit_code is None:
+        session.running = True
         session.pid = started.pid
 
 

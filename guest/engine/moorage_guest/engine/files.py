@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from moorage_guest.engine.mounts import below
 from moorage_guest.engine.record import Container, MountRecord
-from moorage_guest.errors import Conflict, InvalidParameter
+from moorage_guest.errors import Conflict, InvalidParameter, NotFound
 from moorage_guest.images.archive import stat_path
 
 if TYPE_CHECKING:
@@ -28,7 +28,16 @@ class View:
 
 @contextlib.asynccontextmanager
 async def view(engine: "Containers", container: Container, path: str) -> AsyncGenerator[View, None]:
-    """Have a path of the container ready to be read or written. Raises the API's errors."""
+    """Have a path of the container ready to be read or written. Raises the API's errors, also what happens inside."""
+    try:
+        async with _view(engine, container, path) as place:
+            yield place
+    except NotFound:
+        raise NotFound(f"Could not find the file {path} in container {container.name}") from None
+
+
+@contextlib.asynccontextmanager
+async def _view(engine: "Containers", container: Container, path: str) -> AsyncGenerator[View, None]:
     if not path:
         raise InvalidParameter("bad parameter: path cannot be empty")
     if container.removing:
@@ -39,7 +48,7 @@ async def view(engine: "Containers", container: Container, path: str) -> AsyncGe
         return
     if mount is not None and mount.kind in ("volume", "bind"):
         # Nothing is mounted in a container that does not run: its volume or folder itself is gone into.
-        inside = posixpath.relpath(posixpath.normpath(f"/{path}"), mount.destination)
+        inside = posixpath.relpath(_clean(path), mount.destination)
         tail = "/." if path.endswith(("/", "/.")) or inside == "." else ""
         if mount.kind == "volume":
             source = await engine.volumes.acquire(mount.name, container.id)
@@ -61,9 +70,14 @@ async def view(engine: "Containers", container: Container, path: str) -> AsyncGe
                 await engine.layers.unmount(container.id)
 
 
+def _clean(path: str) -> str:
+    # Two slashes at the beginning mean something else to POSIX and stay.
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
 def mount_at(container: Container, path: str) -> MountRecord | None:
     """Return the mount that a path leads into, taken by its words alone."""
-    clean = posixpath.normpath(f"/{path}")
+    clean = _clean(path)
     found = [m for m in container.mounts if clean == m.destination or clean.startswith(f"{m.destination}/")]
     return max(found, key=lambda each: len(each.destination), default=None)
 

@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from moorage_guest import mountcalls
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
 from moorage_guest.errors import Conflict, InvalidParameter
@@ -32,9 +33,7 @@ async def enter(engine: Containers, container: Container) -> Place:
     """Make or find the namespaces of a container that is about to start. Raises the API's errors."""
     host = container.host_config
     joined = Joined(pid=_joined(engine, host.pid_mode, "pid", "PID"), ipc=_joined(engine, host.ipc_mode, "ipc", "IPC"))
-    shm_path = None
-    if joined.ipc is not None:
-        shm_path = joined.ipc.parents[1] / "root" / "dev" / "shm"
+    shm_path = await _shared_memory(engine, container)
     netns, hostname, environment = None, container.config.hostname, tuple[str, ...]()
     files_of = container
     if container.network_mode.startswith("container:"):
@@ -66,10 +65,39 @@ async def enter(engine: Containers, container: Container) -> Place:
     return Place(netns, hostname.strip(), mounts, joined, shm_path, environment)
 
 
+async def _shared_memory(engine: Containers, container: Container) -> Path | None:
+    """Return what is to be /dev/shm: of a container that shares it, or of the one whose it is; None for its own."""
+    host = container.host_config
+    if host.ipc_mode.startswith("container:"):
+        other = _live(engine, host.ipc_mode, "IPC")
+        return Path("/dev/shm") if other.host_config.ipc_mode == "host" else await _shared_memory(engine, other)
+    if host.ipc_mode != "shareable":
+        return None
+    folder = engine.exec_root.root / "shm" / container.id
+    options = f"nosuid,nodev,noexec,mode=1777,size={host.shm_size}"
+    await asyncio.to_thread(_mount_shared_memory, folder, options)
+    return folder
+
+
+def _mount_shared_memory(folder: Path, options: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not mountcalls.is_mounted(folder):
+        mountcalls.mount("shm", folder, "tmpfs", options)
+
+
+def _unmount_shared_memory(folder: Path) -> None:
+    if folder.is_dir():
+        if mountcalls.is_mounted(folder):
+            mountcalls.unmount(folder)
+        folder.rmdir()
+
+
 async def leave(engine: Containers, container: Container) -> None:
     """Release the sandbox; what was asked for stays for the next start. Idempotent."""
     if container.own_network:
         await engine.networks.release(container.id)
+    if container.host_config.ipc_mode == "shareable":
+        await asyncio.to_thread(_unmount_shared_memory, engine.exec_root.root / "shm" / container.id)
     container.ports = {}
     container.sandbox_key = ""
     container.endpoints = {

@@ -173,7 +173,7 @@ def _write_bundle(request: SpecRequest, bundle: Path) -> dict[str, Any]:
 def _worded(container: Container, error: Exception) -> tuple[EngineError, int]:
     """Return the error for the client and the exit code that the container then has."""
     if isinstance(error, OciError):
-        return runtime_error(_START_FAILED, "crun create failed", container.path, error), error.exit_code
+        return runtime_error(_START_FAILED, "crun create failed", container.path, error), exit_code_of(error)
     if isinstance(error, ShimGone):
         return SystemError_(f"the shim of container {container.id} died during the start"), 128
     if isinstance(error, EngineError):
@@ -188,10 +188,17 @@ def runtime_error(template: str, action: str, command: str, error: OciError) -> 
     """Word what the runtime said as dockerd's runtime would."""
     where = f'{action}: unable to start container process: exec: "{command}": '
     if error.kind == "not_found":
-        reason = (
+        missing = (
             "executable file not found in $PATH" if "/" not in command else f"stat {command}: no such file or directory"
         )
-        return InvalidParameter(template.format(where + reason))
-    if error.kind == "not_executable":
+        return InvalidParameter(template.format(where + missing))
+    if exit_code_of(error) == 126:
         return InvalidParameter(template.format(where + "permission denied"))
     return SystemError_(template.format(f"{action}: {error}"))
+
+
+def exit_code_of(error: OciError) -> int:
+    """Return the exit code of a process that could not be started; a folder in a program's place is 126."""
+    if "open executable" in str(error).lower() and error.kind == "other":
+        return 126
+    return error.exit_code
