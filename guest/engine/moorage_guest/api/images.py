@@ -18,10 +18,15 @@ from moorage_guest.api.server import (
     filters,
     json_response,
     query_bool,
+    query_int,
     stream_response,
 )
 from moorage_guest.errors import EngineError, InvalidParameter
-from moorage_guest.images import importing, listing, loading, names, platforms, saving
+from moorage_guest.images import importing, listing, loading, names, platforms, pulling, pushing, remote, saving
+from moorage_guest.images.build.changes import apply_changes
+from moorage_guest.images.distribution import describe, search
+from moorage_guest.images.registry import Credentials
+from moorage_guest.images.registry import login as registry_login
 from moorage_guest.images.store import Image, Images
 from moorage_guest.images.streams import BufferedSource, ProgressQueue, failure, with_body
 
@@ -37,6 +42,10 @@ def routes(images: Images) -> list[Route]:
         Route("POST", "/images/load", handlers.load),
         Route("GET", "/images/get", handlers.save_many),
         Route("POST", "/images/prune", handlers.prune),
+        Route("POST", "/images/create", handlers.create),
+        Route("GET", "/images/search", handlers.search),
+        Route("POST", f"/images/{name}/push", handlers.push),
+        Route("GET", f"/distribution/{name}/json", handlers.distribution),
         Route("GET", f"/images/{name}/get", handlers.save_one),
         Route("GET", f"/images/{name}/json", handlers.inspect),
         Route("GET", f"/images/{name}/history", handlers.history),
@@ -102,6 +111,77 @@ class _Handlers:
         self.images.events.publish("image", "prune", "", {"reclaimed": str(freed)})
         return json_response({"ImagesDeleted": done or None, "SpaceReclaimed": freed})
 
+    # -- registries ---------------------------------------------------------------------------------------------------
+
+    async def create(self, request: ApiRequest) -> web.StreamResponse:
+        query = request.query
+        platform = _platform(request)
+        if query.get("fromImage"):
+            wanted = names.parse(importing.tags_from_query(query["fromImage"], query.get("tag", "")))
+            everything = not wanted.tag and not wanted.digest and "tag" in query and query["tag"] == ""
+            own = _credentials(request)
+
+            async def pull(progress: ProgressQueue) -> None:
+                await pulling.pull(
+                    self.images, wanted, progress.send, credentials=own, platform=platform, everything=everything
+                )
+
+            return await streamed(request, pull)
+        source = query.get("fromSrc", "")
+        if not source:
+            raise InvalidParameter("fromImage or fromSrc has to be given")
+        reference = importing.tags_from_query(query.get("repo", ""), query.get("tag", ""))
+        config = apply_changes({}, query.getall("changes", []))
+        message = query.get("message", "")
+
+        async def take(progress: ProgressQueue) -> None:
+            if source == "-":
+                image = await with_body(
+                    request.content,
+                    lambda file: importing.import_tar(
+                        self.images, BufferedSource(file.read_some), config=config, reference=reference,
+                        message=message, platform=platform,
+                    ),
+                )  # fmt: skip
+            else:
+                async with remote.opened(source) as body:
+                    progress.send({"status": f"Downloading from {source}"})
+                    image = await with_body(
+                        body,
+                        lambda file: importing.import_tar(
+                            self.images, BufferedSource(file.read_some), config=config, reference=reference,
+                            message=message or f"Imported from {source}", platform=platform,
+                        ),
+                    )  # fmt: skip
+            progress.send({"status": image.id})
+
+        return await streamed(request, take)
+
+    async def push(self, request: ApiRequest) -> web.StreamResponse:
+        wanted = names.parse(importing.tags_from_query(request.match_info["name"], request.query.get("tag", "")))
+        own = _credentials(request)
+
+        async def work(progress: ProgressQueue) -> None:
+            await pushing.push(
+                self.images, wanted, progress.send, credentials=own, everything=not wanted.tag and not wanted.digest
+            )
+
+        return await streamed(request, work)
+
+    async def distribution(self, request: ApiRequest) -> web.StreamResponse:
+        wanted = names.parse(request.match_info["name"]).with_default_tag()
+        return json_response(await describe(self.images.registries, wanted, _credentials(request)))
+
+    async def search(self, request: ApiRequest) -> web.StreamResponse:
+        limit = query_int(request, "limit", 25) or 25
+        if not 1 <= limit <= 100:
+            raise InvalidParameter(f"limit {limit} is outside the range of [1, 100]")
+        known = ("is-automated", "is-official", "stars")
+        found = await search(
+            self.images.registries, request.query.get("term", ""), limit, filters(request, known), _credentials(request)
+        )
+        return json_response(found)
+
     # -- archives -----------------------------------------------------------------------------------------------------
 
     async def load(self, request: ApiRequest) -> web.StreamResponse:
@@ -141,6 +221,15 @@ class _Handlers:
         for image, tags in chosen:
             self.images.publish("save", image, names.parse(tags[0]).familiar if tags else image.id)
         return response
+
+
+async def login(images: Images, credentials: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a login at its registry; returns the answer of POST /auth."""
+    return await registry_login(images.registries, credentials)
+
+
+def _credentials(request: ApiRequest) -> Credentials:
+    return Credentials.of_header(request.headers.get("X-Registry-Auth", ""))
 
 
 def _platform(request: ApiRequest) -> platforms.Platform | None:

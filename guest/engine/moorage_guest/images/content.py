@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moorage_guest.errors import NotFound
+from moorage_guest.errors import InvalidParameter, NotFound
 
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -237,3 +237,11 @@ class ContentStore:
         """Write index.json, by which other tools find the images of the layout."""
         document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
         write_file(self.root / "index.json", json.dumps(document, indent=1).encode(), sync=False)
+
+
+def parse_document(data: bytes) -> Any:
+    """Parse a JSON document from outside. Raises InvalidParameter."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"invalid JSON in an image: {error}") from None

@@ -24,6 +24,8 @@ from moorage_guest.images import names
 from moorage_guest.images.compression import opened_uncompressed
 from moorage_guest.images.content import ContentStore
 from moorage_guest.images.layerstore import LayerStore, chain_ids
+from moorage_guest.images.registry import RegistrySettings
+from moorage_guest.images.transfers import Transfers
 from moorage_guest.paths import DataRoot
 from moorage_guest.store import Store
 from moorage_guest.sysinfo import oci_architecture
@@ -33,7 +35,7 @@ log = logging.getLogger(__name__)
 KIND = "image"
 
 #: Seconds after which new content is forced to disk; until then a power cut makes it be checked again.
-DURABLE_AFTER = 2.0
+DURABLE_AFTER = 30.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class Images:
         self.in_use: Callable[[], Mapping[str, list[str]]] = no_containers
         """Containers by the image they were made from; the engine puts its own here."""
         self.is_running: Callable[[str], bool] = lambda container_id: False
+        self.registries = RegistrySettings()
+        self.transfers = self._make_transfers()
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -142,12 +146,24 @@ class Images:
         self._durable: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
 
+    def configure(self, registries: RegistrySettings) -> None:
+        """Put settings of daemon.json in force; transfers that are going on finish under the old ones."""
+        self.registries = registries
+        self.transfers = self._make_transfers()
+
+    def _make_transfers(self) -> Transfers:
+        return Transfers(
+            asyncio.Semaphore(max(self.registries.max_concurrent_downloads, 1)),
+            asyncio.Semaphore(max(self.registries.max_concurrent_uploads, 1)),
+        )
+
     # -- start and end ------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Read what is there. `sweep` has to follow once everybody who holds layers has said so."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._start)
+        self._plan_durable()
 
     def _start(self) -> None:
         for left in self.content.tmp.iterdir():
@@ -191,11 +207,10 @@ class Images:
         return self.content.sweep()
 
     async def close(self) -> None:
-        """Force new content to disk and end the threads."""
+        """End the threads. What is not on disk yet stays marked, and the next start plans for it."""
         if self._durable is not None:
             self._durable.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await asyncio.to_thread(self.layer_store.make_durable)
         self.layer_store.close()
 
     def _changed(self) -> None:
@@ -417,6 +432,19 @@ class Images:
             raise NotFound(f"layer {chain_id} has no content any more: its image was removed; use docker export")
         return LayerBlob(layer.diff_id, layer.digest, layer.media_type, layer.blob_size)
 
+    def add_digest(self, image: Image, name: str, manifest: str) -> None:
+        """Note that a registry has the image under ``name@digest``, and keep that manifest. Blocks for the disk."""
+        with self._lock:
+            image = self.get(image.id)
+            image = dataclasses.replace(
+                image,
+                digests=tuple(dict.fromkeys((*image.digests, name))),
+                hidden=tuple(dict.fromkeys((*image.hidden, manifest))) if manifest != image.manifest else image.hidden,
+            )
+            self._put(image)
+            self._hold(image)
+            self._names[name] = image.id
+
     def _make_manifest(self, config: str, config_size: int, layers: Sequence[LayerBlob], owner: str) -> str:
         digest, _size = self.content.add_json(
             {
@@ -618,6 +646,15 @@ class Images:
         return done, freed
 
     # -- accounting ---------------------------------------------------------------------------------------------------
+
+    def compressed(self, digest: str) -> tuple[str, int] | None:
+        """Return digest and size that an uncompressed layer has once it is compressed, if that was ever done."""
+        record = self._store.get("compressed", digest)
+        return (str(record["digest"]), int(record["size"])) if record else None
+
+    def note_compressed(self, digest: str, compressed: str, size: int) -> None:
+        """Remember what compressing a layer gave: the same input gives the same output."""
+        self._store.put("compressed", digest, {"version": 1, "digest": compressed, "size": size})
 
     def stored_bytes(self) -> int:
         """Bytes of unpacked layers."""

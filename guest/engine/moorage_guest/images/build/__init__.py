@@ -1,0 +1,1 @@
+"""The classic builder: Dockerfile language, build context, cache and steps."""

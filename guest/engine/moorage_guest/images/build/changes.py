@@ -1,0 +1,244 @@
+"""Instructions that only change an image's configuration; also `docker commit --change` and `docker import --change`.
+
+A configuration is the PascalCase object that images carry; every function returns a new one.
+"""
+
+import copy
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moorage_guest.errors import InvalidParameter
+from moorage_guest.images.build.dockerfile import Instruction, pairs, parse_line
+from moorage_guest.images.build.words import Expansion
+
+Config = dict[str, Any]
+
+DEFAULT_SHELL = ("/bin/sh", "-c")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: What --change may contain.
+CHANGES = frozenset(
+    {
+        "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME",
+        "WORKDIR",
+    }
+)  # fmt: skip
+
+_SIGNALS = re.compile(r"(?:SIG)?(?:[A-Z]+[A-Z0-9]*(?:[+-]\d+)?)|\d+")
+_UNITS = {"ns": 1, "us": 1000, "µs": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+
+def apply_changes(config: Mapping[str, Any], changes: Sequence[str]) -> Config:
+    """Return the configuration with instructions applied; several may stand in one text, a line each. Raises InvalidParameter."""
+    result = copy.deepcopy(dict(config))
+    cmd_set = False
+    for text in changes:
+        for line in text.splitlines():
+            if not line.strip():
+                continue
+            name = line.split()[0].upper()
+            if name not in CHANGES:
+                raise InvalidParameter(f"{name} is not a valid change command")
+            instruction = parse_line(line)
+            expansion = Expansion(environment(result), instruction.escape)
+            result = apply(instruction, result, expansion, cmd_set=cmd_set)
+            cmd_set = cmd_set or name == "CMD"
+    return result
+
+
+def environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables of a configuration."""
+    found = {}
+    for entry in config.get("Env") or []:
+        name, equals, value = str(entry).partition("=")
+        if equals:
+            found[name] = value
+    return found
+
+
+def shell_of(config: Mapping[str, Any]) -> list[str]:
+    """Return what the shell form is put behind."""
+    return list(config.get("Shell") or DEFAULT_SHELL)
+
+
+def command(instruction: Instruction, config: Mapping[str, Any]) -> list[str]:
+    """Return the words of RUN, CMD or ENTRYPOINT: its JSON array, or its text behind the shell."""
+    if instruction.words is not None:
+        return list(instruction.words)
+    return [*shell_of(config), instruction.text]
+
+
+def apply(
+    instruction: Instruction, config: Mapping[str, Any], expansion: Expansion, *, cmd_set: bool = False
+) -> Config:
+    """Return the configuration after one instruction. Raises InvalidParameter."""
+    new = copy.deepcopy(dict(config))
+    handler = _HANDLERS[instruction.name]
+    if instruction.name == "ENTRYPOINT":
+        _entrypoint(instruction, new, cmd_set)
+    else:
+        handler(instruction, new, expansion)
+    return new
+
+
+def _cmd(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    words = command(instruction, config) if instruction.text else []
+    config["Cmd"] = words
+
+
+def _entrypoint(instruction: Instruction, config: Config, cmd_set: bool) -> None:
+    config["Entrypoint"] = command(instruction, config) if instruction.text else None
+    if instruction.words is not None and not instruction.words:
+        config["Entrypoint"] = None
+    if not cmd_set:
+        config.pop("Cmd", None)
+
+
+def _env(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    entries = list(config.get("Env") or [])
+    for raw_name, raw_value in pairs(instruction):
+        name = expansion.one(raw_name)
+        if not name:
+            raise instruction.fault("ENV names can not be blank")
+        entry = f"{name}={expansion.one(raw_value)}"
+        for index, old in enumerate(entries):
+            if old.partition("=")[0] == name:
+                entries[index] = entry
+                break
+        else:
+            entries.append(entry)
+    config["Env"] = entries
+
+
+def _label(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    labels = dict(config.get("Labels") or {})
+    for raw_name, raw_value in pairs(instruction):
+        name = expansion.one(raw_name)
+        if not name:
+            raise instruction.fault("LABEL names can not be blank")
+        labels[name] = expansion.one(raw_value)
+    config["Labels"] = labels
+
+
+def _expose(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    ports = dict(config.get("ExposedPorts") or {})
+    for raw in instruction.text.split():
+        for word in expansion.many(raw):
+            match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", word, re.IGNORECASE)
+            if match is None:
+                raise instruction.fault(f"invalid containerPort: {word}")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if not 0 < first <= last <= 65535:
+                raise instruction.fault(f"invalid containerPort: {word}")
+            for port in range(first, last + 1):
+                ports[f"{port}/{(match[3] or 'tcp').lower()}"] = {}
+    config["ExposedPorts"] = ports
+
+
+def _user(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    if len(instruction.text.split()) != 1:
+        raise instruction.fault("USER requires exactly one argument")
+    config["User"] = expansion.one(instruction.text)
+
+
+def _workdir(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    wanted = expansion.one(instruction.text)
+    config["WorkingDir"] = posixpath.normpath(posixpath.join("/", str(config.get("WorkingDir") or ""), wanted)).replace(
+        "//", "/"
+    )
+
+
+def _volume(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    volumes = dict(config.get("Volumes") or {})
+    for raw in instruction.arguments():
+        name = expansion.one(raw).strip()
+        if not name:
+            raise instruction.fault("VOLUME specified can not be an empty string")
+        volumes[name] = {}
+    config["Volumes"] = volumes
+
+
+def _stop_signal(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    wanted = expansion.one(instruction.text)
+    if not _SIGNALS.fullmatch(wanted.upper()):
+        raise instruction.fault(f"invalid signal: {wanted}")
+    config["StopSignal"] = wanted
+
+
+def _onbuild(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    inner = parse_line(instruction.text, instruction.line, instruction.escape)
+    if inner.name == "ONBUILD":
+        raise instruction.fault("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+    if inner.name in ("FROM", "MAINTAINER"):
+        raise instruction.fault(f"{inner.name} isn't allowed as an ONBUILD trigger")
+    config["OnBuild"] = [*(config.get("OnBuild") or []), instruction.text]
+
+
+def _shell(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    if instruction.words is None or not instruction.words:
+        raise instruction.fault("SHELL requires the arguments to be in JSON form")
+    config["Shell"] = list(instruction.words)
+
+
+def _healthcheck(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    kind, _, rest = instruction.text.partition(" ")
+    kind = kind.upper()
+    if kind == "NONE":
+        if rest.strip():
+            raise instruction.fault("HEALTHCHECK NONE takes no arguments")
+        config["Healthcheck"] = {"Test": ["NONE"]}
+        return
+    if kind != "CMD":
+        raise instruction.fault(f'Unknown type "{kind}" in HEALTHCHECK (try CMD)')
+    rest = rest.strip()
+    if not rest or (instruction.words is not None and not instruction.words):
+        raise instruction.fault("Missing command after HEALTHCHECK CMD")
+    test: Config = {"Test": ["CMD", *instruction.words] if instruction.words is not None else ["CMD-SHELL", rest]}
+    for flag, name in (
+        ("interval", "Interval"),
+        ("timeout", "Timeout"),
+        ("start-period", "StartPeriod"),
+        ("start-interval", "StartInterval"),
+    ):
+        if flag in instruction.flags:
+            test[name] = duration(instruction, flag, instruction.flags[flag])
+    if "retries" in instruction.flags:
+        text = instruction.flags["retries"]
+        if not re.fullmatch(r"\d+", text):
+            raise instruction.fault(f"--retries must be a number of at least 0, not {text}")
+        test["Retries"] = int(text)
+    config["Healthcheck"] = test
+
+
+def duration(instruction: Instruction, flag: str, text: str) -> int:
+    """Read a Go duration as nanoseconds. Raises InvalidParameter."""
+    found = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
+    if text != "0" and (not found or "".join(n + u for n, u in found) != text):
+        raise instruction.fault(f"time: invalid duration {text!r}")
+    value = int(sum(float(number) * _UNITS[unit] for number, unit in found))
+    if value and value < 10**6:
+        raise instruction.fault(f"Interval {flag!r} cannot be less than 1ms")
+    return value
+
+
+def _maintainer(instruction: Instruction, config: Config, expansion: Expansion) -> None:
+    return None
+
+
+_HANDLERS = {
+    "CMD": _cmd,
+    "ENTRYPOINT": _cmd,
+    "ENV": _env,
+    "EXPOSE": _expose,
+    "HEALTHCHECK": _healthcheck,
+    "LABEL": _label,
+    "MAINTAINER": _maintainer,
+    "ONBUILD": _onbuild,
+    "SHELL": _shell,
+    "STOPSIGNAL": _stop_signal,
+    "USER": _user,
+    "VOLUME": _volume,
+    "WORKDIR": _workdir,
+}

@@ -1,0 +1,227 @@
+"""Reads a Dockerfile: directives, continued lines, comments, instructions with their flags and JSON forms.
+
+What instructions do is for `changes` and `steps`. Flags and forms that only BuildKit knows are refused by name.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from moorage_guest.errors import InvalidParameter
+from moorage_guest.images.build.words import split_quoted
+
+INSTRUCTIONS = frozenset(
+    {
+        "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER",
+        "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    }
+)  # fmt: skip
+
+FLAGS = {
+    "ADD": {"chown", "chmod"},
+    "COPY": {"chown", "chmod", "from"},
+    "FROM": {"platform"},
+    "HEALTHCHECK": {"interval", "timeout", "start-period", "start-interval", "retries"},
+    "RUN": set(),
+}
+BUILDKIT_FLAGS = {
+    "ADD": {"link", "keep-git-dir", "checksum", "exclude", "unpack"},
+    "COPY": {"link", "parents", "exclude"},
+    "RUN": {"mount", "network", "security", "device"},
+}
+
+_DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*")
+
+
+class DockerfileError(InvalidParameter):
+    """The Dockerfile cannot be read; the text says which line."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction. ``text`` is what follows name and flags, ``words`` its JSON array if it has one."""
+
+    name: str
+    text: str
+    line: int
+    flags: dict[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] | None = None
+    original: str = ""
+    escape: str = "\\"
+
+    def arguments(self) -> list[str]:
+        """Return the JSON array, or the text split at white space."""
+        return list(self.words) if self.words is not None else self.text.split()
+
+    def fault(self, what: str) -> DockerfileError:
+        """Return an error that names the line."""
+        return DockerfileError(f"dockerfile parse error on line {self.line}: {what}")
+
+
+def parse(text: str) -> list[Instruction]:
+    """Parse a whole Dockerfile. Raises DockerfileError."""
+    lines = text.removeprefix("\ufeff").splitlines()
+    escape = "\\"
+    looking = True
+    found: list[Instruction] = []
+    current = ""
+    start = 0
+    continued = False
+    for number, line in enumerate(lines, 1):
+        stripped = line.strip()
+        if looking:
+            match = _DIRECTIVE.fullmatch(stripped)
+            if match and match[1].lower() == "escape":
+                if match[2] not in ("\\", "`"):
+                    raise DockerfileError(f"invalid ESCAPE '{match[2]}'. Must be ` or \\")
+                escape = match[2]
+                continue
+            looking = bool(match)
+        if stripped.startswith("#") or (continued and not stripped):
+            continue
+        if not stripped and not continued:
+            continue
+        if not continued:
+            start, current = number, ""
+        content = line if continued else line.lstrip()
+        trimmed = content.rstrip()
+        ending = re.search(re.escape(escape) + r"[ \t]*$", trimmed)
+        if ending and not trimmed.endswith(escape * 2):
+            current += trimmed[: ending.start()]
+            continued = True
+            continue
+        current += trimmed
+        continued = False
+        found.append(_instruction(current, start, escape))
+    if continued and current.strip():
+        found.append(_instruction(current, start, escape))
+    if not found:
+        raise DockerfileError("file with no instructions")
+    return found
+
+
+def parse_line(text: str, line: int = 1, escape: str = "\\") -> Instruction:
+    """Parse a single instruction, as ONBUILD and --change have them. Raises DockerfileError."""
+    return _instruction(text.strip(), line, escape)
+
+
+def _instruction(text: str, line: int, escape: str) -> Instruction:
+    name, _, rest = text.strip().partition(" ") if " " in text.strip() else (text.strip(), "", "")
+    if "\t" in name:
+        name, _, rest = text.strip().replace("\t", " ", 1).partition(" ")
+    name = name.upper()
+    rest = rest.strip()
+    if name not in INSTRUCTIONS:
+        raise DockerfileError(f"dockerfile parse error on line {line}: unknown instruction: {name}")
+    flags: dict[str, str] = {}
+    if name in FLAGS:
+        flags, rest = _flags(name, rest, line)
+    if not rest and name != "RUN" and not (name == "CMD" or name == "ENTRYPOINT"):
+        raise DockerfileError(f"dockerfile parse error on line {line}: {name} requires at least one argument")
+    if name in ("RUN", "COPY", "ADD") and re.search(r"(?:^|\s)<<-?(['\"]?)[A-Za-z_][A-Za-z0-9_]*\1", rest):
+        raise DockerfileError(
+            f"dockerfile parse error on line {line}: here-documents need BuildKit: use docker buildx with a "
+            "docker-container builder, or write the text to a file"
+        )
+    words = None
+    if name in ("ADD", "CMD", "COPY", "ENTRYPOINT", "RUN", "SHELL", "VOLUME", "HEALTHCHECK"):
+        body = rest
+        if name == "HEALTHCHECK":
+            body = rest.partition(" ")[2].strip() if rest[:3].upper() == "CMD" else ""
+        words = json_words(body)
+    shown = " ".join([name, *(f"--{key}={value}" for key, value in flags.items()), rest]).strip()
+    return Instruction(name, rest, line, flags, words, shown, escape)
+
+
+def json_words(text: str) -> tuple[str, ...] | None:
+    """Return a JSON array of strings; None when the text is anything else."""
+    if not text.startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return tuple(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else None
+
+
+def _flags(name: str, rest: str, line: int) -> tuple[dict[str, str], str]:
+    flags: dict[str, str] = {}
+    while rest.startswith("--"):
+        word, _, remainder = rest.partition(" ")
+        if word == "--":
+            return flags, remainder.strip()
+        key, equals, value = word[2:].partition("=")
+        if key in BUILDKIT_FLAGS.get(name, set()):
+            raise DockerfileError(
+                f"dockerfile parse error on line {line}: the --{key} option requires BuildKit. Use docker buildx with a "
+                "docker-container builder"
+            )
+        if key not in FLAGS[name]:
+            raise DockerfileError(f"dockerfile parse error on line {line}: unknown flag: {key}")
+        if not equals:
+            raise DockerfileError(f"dockerfile parse error on line {line}: missing a value on flag: {key}")
+        if key in flags:
+            raise DockerfileError(f"dockerfile parse error on line {line}: duplicate flag specified: {key}")
+        flags[key] = value.strip("\"'")
+        rest = remainder.strip()
+    return flags, rest
+
+
+def pairs(instruction: Instruction, *, old_form: bool = True) -> list[tuple[str, str]]:
+    """Return the names and values of ENV and LABEL, unexpanded. Raises DockerfileError."""
+    words = split_quoted(instruction.text, instruction.escape)
+    if not words:
+        raise instruction.fault(f"{instruction.name} requires at least one argument")
+    if "=" not in words[0]:
+        if not old_form or len(words) < 2:
+            raise instruction.fault(f"{instruction.name} must have two arguments")
+        name = words[0]
+        return [(name, instruction.text[len(name) :].strip())]
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise instruction.fault(f"Syntax error - can't find = in {word!r}. Must be of the form: name=value")
+        found.append((name, value))
+    return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One FROM and what follows it."""
+
+    base: Instruction
+    image: str
+    name: str
+    steps: tuple[Instruction, ...]
+
+
+def stages(instructions: Sequence[Instruction]) -> tuple[list[Instruction], list[Stage]]:
+    """Return the ARGs before the first FROM, and the stages. Raises DockerfileError."""
+    first: list[Instruction] = []
+    found: list[Stage] = []
+    for instruction in instructions:
+        if instruction.name == "FROM":
+            words = instruction.text.split()
+            if len(words) == 3 and words[1].upper() == "AS":
+                name = words[2].lower()
+                if not re.fullmatch(r"[a-z][a-z0-9-_.]*", name):
+                    raise instruction.fault(
+                        f"invalid name for build stage: {words[2]!r}, name can't start with a number or contain symbols"
+                    )
+            elif len(words) == 1:
+                name = ""
+            else:
+                raise instruction.fault("FROM requires either one or three arguments")
+            found.append(Stage(instruction, words[0], name, ()))
+        elif not found:
+            if instruction.name != "ARG":
+                raise DockerfileError("no build stage in current context")
+            first.append(instruction)
+        else:
+            last = found[-1]
+            found[-1] = Stage(last.base, last.image, last.name, (*last.steps, instruction))
+    if not found:
+        raise DockerfileError("no build stage in current context")
+    return first, found

@@ -1,0 +1,37 @@
+"""Fetches a file that a client named by address: a root file system to import, a build's context or ADD source."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from moorage_guest.errors import InvalidParameter
+
+#: Seconds to connect, and without a byte.
+PATIENCE = 60.0
+
+
+@asynccontextmanager
+async def fetched(address: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Open an http or https address. Raises InvalidParameter when it does not give the file."""
+    if not re.match(r"https?://", address):
+        raise InvalidParameter(f"invalid source {address!r}: only http and https addresses are fetched")
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, auto_decompress=False, trust_env=True) as session,
+            session.get(address, headers={"Accept-Encoding": "identity"}) as response,
+        ):
+            if response.status >= 400:
+                raise InvalidParameter(f"failed to GET {address} with status {response.status} {response.reason}")
+            yield response
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise InvalidParameter(f'Get "{address}": {error or "no answer in time"}') from None
+
+
+@asynccontextmanager
+async def opened(address: str) -> AsyncIterator[aiohttp.StreamReader]:
+    """Open an http or https address as a stream of bytes. Raises InvalidParameter."""
+    async with fetched(address) as response:
+        yield response.content

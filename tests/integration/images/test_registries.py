@@ -1,0 +1,297 @@
+"""Pull and push with Debian's docker-registry: plain, basic and token auth, broken connections, wrong content."""
+
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moorage_guest.errors import EngineError, NotFound, Unauthorized
+from moorage_guest.images import names
+from moorage_guest.images.distribution import describe
+from moorage_guest.images.pulling import pull
+from moorage_guest.images.pushing import push
+from moorage_guest.images.registry import Credentials, RegistryError, RegistrySettings, login
+
+from tests.support.images import busybox_archive, docker_archive, layer_tar
+from tests.support.imagestore import Shelf, image_api, serving, shelf
+from tests.support.registry import PASSWORD, USER, Registry, TokenServer, basic_auth, registry
+
+pytestmark = pytest.mark.root
+
+ANONYMOUS = Credentials()
+LOGIN = Credentials(USER, PASSWORD)
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Shelf]:
+    async with shelf(tmp_path / "data") as found:
+        yield found
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Registry]:
+    with registry(tmp_path / "registry") as running:
+        yield running
+
+
+class Messages(list[dict[str, Any]]):
+    """What a client is shown."""
+
+    def statuses(self) -> list[str]:
+        return [str(each.get("status")) for each in self]
+
+
+async def pushed(opened: Shelf, name: str, own: Credentials = ANONYMOUS) -> Messages:
+    messages = Messages()
+    opened.images.tag(opened.images.resolve("busybox"), names.parse(name))
+    await push(opened.images, names.parse(name), messages.append, credentials=own)
+    return messages
+
+
+async def forget(opened: Shelf) -> None:
+    for image in opened.images.all():
+        await opened.images.remove(image.id, force=True)
+    assert opened.files() == set()
+
+
+async def test_what_was_pushed_is_pulled_again_with_the_cli(opened: Shelf, plain: Registry) -> None:
+    async with serving(opened, image_api(opened)):
+        await opened.docker("load", "-i", str(busybox_archive()))
+        name = f"{plain.host}/team/bb:v1"
+        await opened.docker("tag", "busybox", name)
+        done = await opened.docker("push", name)
+        assert done.returncode == 0, done
+        assert b"v1: digest: sha256:" in done.stdout
+        again = await opened.docker("push", name)
+        assert b"Layer already exists" in again.stdout
+        image = opened.images.resolve(name)
+        assert len(image.repo_digests) == 1
+        await opened.docker("rmi", "-f", "busybox", name)
+        assert opened.files() == set()
+        done = await opened.docker("pull", name)
+        assert done.returncode == 0, done
+        assert b"Pull complete" in done.stdout
+        assert b"Status: Downloaded newer image for" in done.stdout
+        assert opened.images.resolve(name).id == image.id
+        by_digest = image.repo_digests[0]
+        assert opened.images.resolve(by_digest).id == image.id
+        done = await opened.docker("pull", by_digest)
+        assert b"Image is up to date" in done.stdout, done
+        inspected = json.loads((await opened.docker("image", "inspect", name)).stdout)[0]
+        assert inspected["RepoDigests"] == [by_digest]
+        missing = await opened.docker("pull", f"{plain.host}/team/bb:nothing")
+        assert b"manifest unknown" in missing.stderr
+        assert missing.returncode != 0
+
+
+async def test_every_tag_of_a_repository_is_pulled(opened: Shelf, plain: Registry) -> None:
+    opened.load(busybox_archive().read_bytes())
+    for tag in ("one", "two"):
+        await pushed(opened, f"{plain.host}/all:{tag}")
+    await forget(opened)
+    found = await pull(
+        opened.images, names.parse(f"{plain.host}/all"), Messages().append, credentials=ANONYMOUS, everything=True
+    )
+    assert {tag for image in found for tag in opened.images.get(image.id).repo_tags} == {
+        f"{plain.host}/all:one",
+        f"{plain.host}/all:two",
+    }
+
+
+async def test_basic_auth_lets_nobody_in_without_a_login(opened: Shelf, tmp_path: Path) -> None:
+    opened.load(busybox_archive().read_bytes())
+    with registry(tmp_path / "registry", basic_auth(tmp_path / "auth")) as closed:
+        name = f"{closed.host}/b:1"
+        with pytest.raises(Unauthorized):
+            await pushed(opened, name)
+        with pytest.raises(Unauthorized):
+            await pushed(opened, name, Credentials(USER, "wrong"))
+        await pushed(opened, name, LOGIN)
+        await forget(opened)
+        with pytest.raises(NotFound, match="pull access denied"):
+            await pull(opened.images, names.parse(name), Messages().append, credentials=ANONYMOUS)
+        await pull(opened.images, names.parse(name), Messages().append, credentials=LOGIN)
+        settings = opened.images.registries
+        value = {"username": USER, "password": PASSWORD, "serveraddress": closed.host}
+        assert (await login(settings, value))["Status"] == "Login Succeeded"
+        with pytest.raises(Unauthorized, match="incorrect username or password"):
+            await login(settings, {**value, "password": "wrong"})
+
+
+async def test_token_auth_is_asked_for_what_is_needed(opened: Shelf, tmp_path: Path) -> None:
+    opened.load(busybox_archive().read_bytes())
+    server = TokenServer(tmp_path / "tokens")
+    with contextlib.closing(server), registry(tmp_path / "registry", server.auth) as closed:
+        await pushed(opened, f"{closed.host}/public/b:1", LOGIN)
+        await pushed(opened, f"{closed.host}/private/b:1", LOGIN)
+        assert "repository:private/b:pull,push" in server.asked
+        await forget(opened)
+        await pull(opened.images, names.parse(f"{closed.host}/public/b:1"), Messages().append, credentials=ANONYMOUS)
+        with pytest.raises(NotFound, match="pull access denied"):
+            await pull(
+                opened.images, names.parse(f"{closed.host}/private/b:1"), Messages().append, credentials=ANONYMOUS
+            )
+        await pull(opened.images, names.parse(f"{closed.host}/private/b:1"), Messages().append, credentials=LOGIN)
+        value = {"username": USER, "password": PASSWORD, "serveraddress": closed.host}
+        assert (await login(opened.images.registries, value))["Status"] == "Login Succeeded"
+        with pytest.raises(Unauthorized):
+            await login(opened.images.registries, {**value, "password": "wrong"})
+
+
+async def test_a_mirror_is_asked_first_and_its_absence_is_no_error(opened: Shelf, plain: Registry) -> None:
+    opened.load(busybox_archive().read_bytes())
+    await pushed(opened, f"{plain.host}/library/bb:1")
+    await forget(opened)
+    opened.images.configure(RegistrySettings(registry_mirrors=["http://127.0.0.1:1/", f"http://{plain.host}/"]))
+    await pull(opened.images, names.parse("bb:1"), Messages().append, credentials=ANONYMOUS)
+    assert opened.images.resolve("bb:1").repo_digests[0].startswith("bb@sha256:")
+
+
+async def test_a_registry_that_is_not_declared_insecure_is_not_spoken_to_in_the_clear() -> None:
+    settings = RegistrySettings(insecure_registries=["10.0.0.0/8", "reg.example:5000"])
+    assert settings.is_insecure("127.0.0.9:5000")
+    assert settings.is_insecure("[::1]:5000")
+    assert settings.is_insecure("10.1.2.3")
+    assert settings.is_insecure("reg.example:5000")
+    assert not settings.is_insecure("reg.example")
+    assert not settings.is_insecure("192.0.2.1:5000")
+
+
+async def test_what_a_registry_has_can_be_asked_without_pulling(opened: Shelf, plain: Registry) -> None:
+    opened.load(busybox_archive().read_bytes())
+    name = f"{plain.host}/d:1"
+    await pushed(opened, name)
+    found = await describe(opened.images.registries, names.parse(name), ANONYMOUS)
+    assert found["Descriptor"]["digest"] == opened.images.resolve(name).repo_digests[0].partition("@")[2]
+    assert found["Platforms"][0]["os"] == "linux"
+
+
+class CuttingProxy:
+    """Forwards connections and cuts each after so many bytes from the server, the first ``times`` times."""
+
+    def __init__(self, port: int, after: int, times: int) -> None:
+        self._port, self._after, self.left = port, after, times
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(client,))
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
+            back = threading.Thread(target=self._copy, args=(client, server, None))
+            back.start()
+            self._copy(server, client, self._after)
+            for each in (client, server):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            back.join()
+
+    def _copy(self, source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        given = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                given += len(data)
+                if limit is not None and given > limit and self.left > 0:
+                    self.left -= 1
+                    return
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join()
+        for thread in self._threads:
+            thread.join()
+
+
+async def test_a_download_that_breaks_off_goes_on_where_it_was(opened: Shelf, plain: Registry) -> None:
+    layer = layer_tar({"noise": random.Random(1).randbytes(6 << 20)})
+    opened.load(docker_archive([layer], tags=["busybox"]))
+    await pushed(opened, f"{plain.host}/big:1")
+    await forget(opened)
+    proxy = CuttingProxy(plain.port, 2 << 20, 2)
+    with contextlib.closing(proxy):
+        name = f"127.0.0.1:{proxy.port}/big:1"
+        await pull(opened.images, names.parse(name), Messages().append, credentials=ANONYMOUS)
+        assert proxy.left == 0
+    assert opened.images.resolve(name).size == 6 << 20
+
+
+async def test_a_blob_that_was_changed_at_the_registry_is_refused_whole(opened: Shelf, plain: Registry) -> None:
+    opened.load(busybox_archive().read_bytes())
+    name = f"{plain.host}/spoilt:1"
+    await pushed(opened, name)
+    digest = opened.images.compressed(opened.images.resolve(name).layers[0].digest)
+    assert digest is not None
+    await forget(opened)
+    (blob,) = plain.folder.glob(f"data/**/blobs/sha256/*/{digest[0][7:]}/data")
+    data = bytearray(blob.read_bytes())
+    data[-20] ^= 0xFF
+    blob.write_bytes(data)
+    with pytest.raises(EngineError, match=r"verification failed|invalid data|diff_id|digest"):
+        await pull(opened.images, names.parse(name), Messages().append, credentials=ANONYMOUS)
+    assert opened.files() == set()
+    shutil.rmtree(blob.parent)
+    opened.images.configure(RegistrySettings(max_download_attempts=1))
+    with pytest.raises((RegistryError, NotFound)):
+        await pull(opened.images, names.parse(name), Messages().append, credentials=ANONYMOUS)
+    assert opened.files() == set()
+
+
+async def test_a_pull_that_is_given_up_leaves_nothing(opened: Shelf, plain: Registry) -> None:
+    opened.load(docker_archive([layer_tar({"noise": random.Random(2).randbytes(6 << 20)})], tags=["busybox"]))
+    name = f"{plain.host}/given-up:1"
+    await pushed(opened, name)
+    await forget(opened)
+    begun = asyncio.Event()
+
+    def progress(message: dict[str, Any]) -> None:
+        if message.get("status") == "Downloading":
+            begun.set()
+
+    task = asyncio.create_task(pull(opened.images, names.parse(name), progress, credentials=ANONYMOUS))
+    await asyncio.wait_for(begun.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert opened.files() == set()
+    await pull(opened.images, names.parse(name), progress, credentials=ANONYMOUS)
+
+
+async def test_two_pulls_of_one_image_at_a_time_both_succeed(opened: Shelf, plain: Registry) -> None:
+    opened.load(busybox_archive().read_bytes())
+    name = f"{plain.host}/twice:1"
+    await pushed(opened, name)
+    await forget(opened)
+    both = await asyncio.gather(
+        *(pull(opened.images, names.parse(name), Messages().append, credentials=ANONYMOUS) for _ in range(2))
+    )
+    assert both[0][0].id == both[1][0].id
+    await opened.layers.create_rw("c", both[0][0].id)
+    assert ((await opened.layers.mount("c")) / "bin/sh").is_symlink()
+
+
+async def test_a_registry_that_is_not_there_is_named(opened: Shelf) -> None:
+    with pytest.raises(RegistryError, match=r'Get "http://127\.0\.0\.1:1/v2/": dial tcp'):
+        await pull(opened.images, names.parse("127.0.0.1:1/x"), Messages().append, credentials=ANONYMOUS)
