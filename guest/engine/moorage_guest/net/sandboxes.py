@@ -16,6 +16,7 @@ from pathlib import Path
 from moorage_guest.api.types import EndpointIPAMConfig, EndpointSettings, HostConfig
 from moorage_guest.errors import EngineError, Forbidden, SystemError_
 from moorage_guest.net import hostfiles, links, namespaces, requests
+from moorage_guest.net.conntrack import forget_udp
 from moorage_guest.net.fabric import Fabric
 from moorage_guest.net.firewall import removal
 from moorage_guest.net.netd_client import NetdRefused
@@ -323,6 +324,7 @@ class Sandboxes:
                         port, mapped, self._default_bind(network), self, cross=fabric.config.userland_proxy
                     )
             fabric.change_firewall(fabric.port_rules(held))
+            _forget(held)
             if held and fabric.firewall is not None:
                 # Where the bridge calls the firewall, a container that uses its own published port is answered by the
                 # bridge, through the port the question came from.
@@ -364,6 +366,7 @@ class Sandboxes:
             if port.host_port:
                 self.unhold(port)
                 fabric.ports.remove(port)
+        _forget(ports)
 
     def _move_ports(self, record: SandboxRecord) -> SandboxRecord:
         """Publish on another endpoint, with the same host ports, when the default route has moved."""
@@ -691,6 +694,13 @@ def split_link(link: str) -> tuple[str, str]:
 def answers_to(sandbox: SandboxRecord, reference: str) -> bool:
     """Whether a link's target means this container."""
     return reference == sandbox.name or (len(reference) >= 12 and sandbox.container_id.startswith(reference))
+
+
+def _forget(ports: Iterable[PortBindingRecord]) -> None:
+    """Let UDP clients of ports that come or go start anew."""
+    udp = [port for port in ports if port.proto == "udp"]
+    if udp:
+        forget_udp({port.container_ip for port in udp}, {port.host_port for port in udp if port.host_port})
 
 
 def _with_endpoint(record: SandboxRecord, endpoint: EndpointRecord) -> SandboxRecord:
