@@ -41,7 +41,8 @@ class BackendProcess(Model):
 
 
 class MachineStatus(Model):
-    """Where everything stands. `step` is what is being done now, `message` why the last thing failed, `warning` what one should know.
+    """Where everything stands. `step` is what is being done now, `message` why the last thing failed, `warning` what one should know;
+    `accelerator_note` is why the accelerator is not the one that the hardware seems to offer.
 
     `ready` means that the engine answered /_ping through the tunnel. `engine` is the agent's own status, None while it
     cannot be asked. Times are in seconds since the epoch.
@@ -54,6 +55,7 @@ class MachineStatus(Model):
     warning: str = ""
     name: str
     accelerator: str = ""
+    accelerator_note: str = ""
     libvirt_uri: str = ""
     cpus: int = 0
     memory_mib: int = 0

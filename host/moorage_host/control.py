@@ -103,9 +103,10 @@ class Controller:
             since=self._since,
             step=self._step,
             message=self._message,
-            warning=self._warning or (record.warning if record and running else ""),
+            warning=self._warning,
             name=name,
             accelerator=record.accelerator if record and running else "",
+            accelerator_note=record.accelerator_note if record and running else "",
             libvirt_uri=self._machine.connection.uri if self._machine else "",
             cpus=self._settings.cpus,
             memory_mib=self._settings.memory_mib,
@@ -413,7 +414,8 @@ class Controller:
             await self._meet_agent(session)
         elif not self._reconciled or self._engine is None:
             await self._meet_agent(session)
-        if self._state is State.BOOTED or now - self._last_ping >= PING_PERIOD:
+        runs = self._engine is not None and self._engine.daemon.state is protocol.DaemonState.RUNNING
+        if (self._state is State.BOOTED and runs) or now - self._last_ping >= PING_PERIOD:
             answered = await session.ping()
             self._last_ping = time.monotonic()
             if answered and self._state is State.BOOTED:

@@ -57,7 +57,7 @@ class Record:
     ssh_port: int = 0
     engine_version: str = ""
     arch: str = ""
-    warning: str = ""
+    accelerator_note: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Machine:
                 ssh_port=port,
                 engine_version=manifest.engine_version,
                 arch=arch,
-                warning=warning or choice.note,
+                accelerator_note=warning or choice.note,
             )
         )
         return Started(domain.accelerator, port, warning)
@@ -360,7 +360,7 @@ def _first_fault(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     for line in lines:
         if " error: " in line:
-            return line.split(" error: ", 1)[1]
+            return line.rsplit(" error: ", 1)[1]
     return lines[0].removeprefix("internal error: ") if lines else "no reason given"
 
 

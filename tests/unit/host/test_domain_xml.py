@@ -38,17 +38,23 @@ def test_domain_is_valid_by_libvirts_schema(arch: str, accelerator: str) -> None
         assert schema.validate(document), schema.error_log
 
 
+def attribute(parent: etree._Element, path: str, name: str) -> str | None:
+    found = parent.find(path)
+    assert found is not None, f"no {path}"
+    return found.get(name)
+
+
 @pytest.mark.parametrize(("arch", "accelerator"), CASES)
 def test_every_domain_names_a_processor(arch: str, accelerator: str) -> None:
     document = etree.fromstring(render(domain(arch, accelerator)))
-    assert document.find("cpu").get("mode") == ("maximum" if accelerator == "tcg" else "host-passthrough")
+    assert attribute(document, "cpu", "mode") == ("maximum" if accelerator == "tcg" else "host-passthrough")
 
 
 def test_root_image_is_first_and_read_only_and_data_disk_second() -> None:
     root, data = etree.fromstring(render(domain())).findall("devices/disk")
-    assert (root.find("target").get("dev"), root.find("readonly") is not None) == ("vda", True)
-    assert (data.find("target").get("dev"), data.find("readonly") is not None) == ("vdb", False)
-    assert data.find("source").get("file") == "/state/data & more.qcow2"
+    assert (attribute(root, "target", "dev"), root.find("readonly") is not None) == ("vda", True)
+    assert (attribute(data, "target", "dev"), data.find("readonly") is not None) == ("vdb", False)
+    assert attribute(data, "source", "file") == "/state/data & more.qcow2"
 
 
 def test_libvirt_takes_the_domain_and_keeps_one_definition() -> None:

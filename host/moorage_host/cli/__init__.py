@@ -1,0 +1,1 @@
+"""The command line: one verb per file, all of them clients of the backend."""

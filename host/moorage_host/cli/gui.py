@@ -1,0 +1,19 @@
+"""`moorage gui`: the tray icon and the settings window."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from moorage_host.errors import ErrorCode, HostError
+
+
+def gui() -> None:
+    """Open the window and the tray icon."""
+    beside = Path(sys.executable).with_name("moorage-gui")
+    program = str(beside) if beside.exists() else shutil.which("moorage-gui")
+    if program is None:
+        raise HostError("the graphical part is not installed", hint="pip install moorage-gui", code=ErrorCode.NOT_FOUND)
+    os.execv(program, [program])
