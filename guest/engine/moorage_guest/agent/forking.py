@@ -4,24 +4,24 @@ A fork shares the agent's memory and costs a millisecond, where a new interprete
 """
 
 import gc
+import json
 import os
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from moorage_guest.shim.loop import trace
+from moorage_guest.shim.loop import READ, Loop, trace
 from moorage_guest.shim.runtime import RESET_SIGNALS
 
-_LISTENER = 3
+_KEPT = 3
 
 
-def fork_helper(run: Callable[[socket.socket | None], None], errors: Path, listener: socket.socket | None = None) -> int:  # fmt: skip
-    """Fork; in the child call `run(listener)` with /dev/null as stdio and no other descriptor. Return the child's pid.
+def fork_helper(run: Callable[[int], None], errors: Path, keep: int = -1) -> int:
+    """Fork; in the child call `run(descriptor)` with /dev/null as stdio and no other descriptor. Return the child's pid.
 
-    What `run` raises, and whatever it prints to stderr, goes to the file `errors`.
+    The descriptor is that of `keep` (-1: there is none). What `run` raises or prints to stderr goes to the file `errors`.
     """
-    gc.freeze()
     pid = os.fork()
     if pid:
         return pid
@@ -31,9 +31,9 @@ def fork_helper(run: Callable[[socket.socket | None], None], errors: Path, liste
         signal.set_wakeup_fd(-1)
         for caught in RESET_SIGNALS:
             signal.signal(caught, signal.SIG_DFL)
-        if listener is not None:
-            _move(listener.fileno(), _LISTENER)
-        os.closerange(_LISTENER if listener is None else _LISTENER + 1, 1 << 20)
+        if keep >= 0:
+            _move(keep, _KEPT)
+        os.closerange(_KEPT if keep < 0 else _KEPT + 1, 1 << 20)
         null = os.open("/dev/null", os.O_RDWR)  # inheritable on purpose: it becomes stdio
         log = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for target, source in ((0, null), (1, log), (2, log)):
@@ -41,7 +41,7 @@ def fork_helper(run: Callable[[socket.socket | None], None], errors: Path, liste
         for number in (null, log):
             if number > 2:
                 os.close(number)
-        run(None if listener is None else socket.socket(fileno=_LISTENER))
+        run(_KEPT if keep >= 0 else -1)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
@@ -51,8 +51,65 @@ def fork_helper(run: Callable[[socket.socket | None], None], errors: Path, liste
         os._exit(status)
 
 
+def in_child(loop: Loop, work: Callable[[], Any], errors: Path, done: Callable[[Any, str], None]) -> None:
+    """Do blocking work in a forked child. `done(result, "")` or `done(None, why)`; the result is sent as JSON."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+
+    def run(fd: int) -> None:
+        try:
+            answer = {"result": work()}
+        except Exception as error:
+            answer = {"error": str(error) or type(error).__name__}
+        with os.fdopen(fd, "w") as stream:
+            json.dump(answer, stream)
+
+    pid = fork_helper(run, errors, write)
+    os.close(write)
+    data = bytearray()
+
+    def ready(_mask: int) -> None:
+        chunk = os.read(read, 65536)
+        data.extend(chunk)
+        if not chunk:
+            loop.unwatch(read)
+            os.close(read)
+
+    def ended(_code: int) -> None:
+        if read_open():
+            while chunk := os.read(read, 65536):
+                data.extend(chunk)
+            loop.unwatch(read)
+            os.close(read)
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            done(None, f"a helper process ended without an answer; see {errors}")
+            return
+        done(answer.get("result"), answer.get("error", ""))
+
+    def read_open() -> bool:
+        return loop.watches(read)
+
+    loop.watch(read, READ, ready)
+    loop.on_child(pid, ended)
+
+
 def _move(source: int, target: int) -> None:
     if source == target:
         os.set_inheritable(target, False)
     else:
         os.dup2(source, target, inheritable=False)
+
+
+def spawn_program(argv: list[str], environment: dict[str, str], output: int) -> int:
+    """Start a program with output to a descriptor and no input, in a session of its own; return its pid."""
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.posix_spawn(
+            argv[0], argv, environment, setsid=True, setsigdef=RESET_SIGNALS,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+        )  # fmt: skip
+    finally:
+        os.close(null)

@@ -35,6 +35,13 @@ class LogFile:
             if size > self._limit:
                 self.path.rename(self.path.with_name(self.path.name + ".1"))
 
+    def cut(self) -> None:
+        """Apply the limit to a file that another process appends to: its content moves to NAME.1."""
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size > self._limit:
+                self.path.with_name(self.path.name + ".1").write_bytes(self.path.read_bytes())
+                os.truncate(self.path, 0)
+
     def tail(self, lines: int) -> str:
         """Return the last lines, also those before the last turn of the file."""
         text = b""

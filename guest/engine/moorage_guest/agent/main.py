@@ -28,10 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--private", action="store_true", help="serve one moored that is run by hand, and end after it")
+    mode.add_argument("--supervise", action="store_true", help="start moored and start it again whenever it ends")
     parser.add_argument("--data-root", type=Path, default=Path("/var/lib/moorage"), help="what survives a reboot")
     parser.add_argument("--exec-root", type=Path, default=Path("/run/moorage"), help="sockets and shims")
-    options = parser.parse_args(argv)
+    parser.add_argument("--config-file", type=Path, help="daemon.json (default: in the data root)")
+    options, rest = parser.parse_known_args(argv)
     exec_root: Path = options.exec_root
+    data_root: Path = options.data_root
+    if rest and not options.supervise:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
     exec_root.mkdir(mode=0o711, parents=True, exist_ok=True)
     lock = os.open(exec_root / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -42,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         os.write(2, f"moorage-agent: another agent serves {exec_root}; stop it first\n".encode())
         return 1
+    if options.supervise:
+        from moorage_guest.agent.supervisor import supervise
+
+        return supervise(data_root, exec_root, options.config_file or data_root / "daemon.json", rest)
     return _private(exec_root)
 
 

@@ -94,12 +94,11 @@ class Shims:
         root = self._runtime_root
         log = LogFile(folder / "shim.log", SHIM_LOG_BYTES)
 
-        def run(sock: socket.socket | None) -> None:
-            if sock is not None:
-                serve(sock, spec, root, folder, log)
+        def run(fd: int) -> None:
+            serve(socket.socket(fileno=fd), spec, root, folder, log)
 
         with listener:
-            pid = fork_helper(run, log.path, listener)
+            pid = fork_helper(run, log.path, listener.fileno())
         self._running[spec.container_id] = pid
         self._loop.on_child(pid, lambda code: self._ended(spec.container_id, pid, code))
         self.on_change()
@@ -141,6 +140,16 @@ class Shims:
         finally:
             os.close(descriptor)
         return True
+
+    def runs(self, container_id: str) -> bool:
+        """Whether the first process of a container still runs."""
+        record = self.record(container_id)
+        return bool(
+            record.get("exit") is None
+            and record.get("start_time")
+            and kernel.start_time(int(record["pid"])) == record["start_time"]
+            and kernel.state(int(record["pid"])) not in ("Z", "X", "")
+        )
 
     # -- deaths -------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class Connection:
         self._on_close = on_close
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
         self.closed = False
+        self.received = 0
         loop.watch(sock.fileno(), READ, self._ready)
 
     def send(self, body: dict[str, Any], blob: bytes = b"", fds: "list[int] | None" = None) -> None:
@@ -48,6 +49,14 @@ class Connection:
             self._flush()
         elif len(self._outbox) > self.LIMIT:
             self.close()
+
+    def drain(self) -> None:
+        """Act on everything that has arrived, to the end of the connection; for a peer that is known to be dead."""
+        while not self.closed:
+            before = self.received
+            self._ready(READ)
+            if self.received == before:
+                self.close()
 
     def close(self) -> None:
         """Close at once. Idempotent."""
@@ -92,6 +101,7 @@ class Connection:
                 if message is None:
                     self.close()
                     return
+                self.received += 1
                 self._on_message(self, message)
 
 

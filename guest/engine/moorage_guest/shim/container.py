@@ -14,6 +14,7 @@ from typing import Any
 from moorage_guest.shim import kernel
 from moorage_guest.shim.attachments import Attachments
 from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
+from moorage_guest.shim.fill import measure
 from moorage_guest.shim.loop import WRITE, Loop
 from moorage_guest.shim.runtime import Runtime, RuntimeFailed
 from moorage_guest.shim.streams import Console, Reader
@@ -94,12 +95,14 @@ class Container:
     def streams(self) -> list[int]:
         return list(self._numbers)
 
-    def fill(self) -> list[dict[str, int]]:
+    def fill(self) -> list[dict[str, int | bool]]:
         """Return what waits in each pipe A, for the agent."""
-        return [
-            {"stream": number, "bytes": kernel.bytes_waiting(self._a[number][0]), "capacity": kernel.PIPE_SIZE}
-            for number in self._numbers
-        ]
+        result: list[dict[str, int | bool]] = []
+        for number in self._numbers:
+            count, full = measure(self._a[number][0])
+            blocked = full and self.running
+            result.append({"stream": number, "bytes": count, "capacity": kernel.PIPE_SIZE, "blocked": blocked})
+        return result
 
     def run(self, bundle: str, done: Callable[[RuntimeFailed | None], None]) -> None:
         """Start the first process; `done` gets None once it runs. ValueError when it was started before."""

@@ -80,6 +80,10 @@ class Loop:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
 
+    def watches(self, fd: int) -> bool:
+        """Whether a descriptor is being watched."""
+        return fd in self._masks
+
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def later(self, seconds: float, callback: Callable[[], None]) -> Timer:

@@ -26,6 +26,8 @@ MAX_DATAGRAM = 256 * 1024
 #: The kernel passes at most 253 descriptors in one message; nobody here needs more than this.
 MAX_FDS = 16
 
+_SUN_PATH = 107
+
 _CONTROL_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 
 
@@ -131,7 +133,10 @@ def listen(path: Path, kind: int = socket.SOCK_SEQPACKET, backlog: int = 128) ->
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """Give a path of the same file that fits into sun_path, through a descriptor of its folder."""
+    """Give a path of the same file that fits into sun_path: itself, or one through a descriptor of its folder."""
+    if len(os.fsencode(path)) <= _SUN_PATH:
+        yield str(path)
+        return
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
