@@ -1,4 +1,4 @@
-"""What a command costs and what the daemon weighs, beside dockerd: issue-facing names run_rm, run_d, rm_f, exec_true, …"""
+"""What a command costs and what the daemon weighs, beside dockerd: run_rm, run_d, rm_f, exec_true, …"""
 
 import contextlib
 from collections.abc import Callable, Iterator

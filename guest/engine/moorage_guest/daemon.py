@@ -18,6 +18,7 @@ from moorage_contract.daemon_config import DaemonConfig, add_arguments, flags_fr
 from moorage_contract.version import API_VERSION, ENGINE_VERSION
 
 from moorage_guest.engine.shims import Agent
+from moorage_guest.engineconfig import SettingsError
 from moorage_guest.graph import Graph
 from moorage_guest.listeners import Listener, ListenError, TlsFiles, open_listener
 from moorage_guest.liveconfig import ConfigFileError, LiveConfig, add_own_arguments, load
@@ -69,13 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_logging(config.current)
     for notice in config.current.notices:
         log.warning("%s", notice)
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        if value := getattr(config.current, name):
+            os.environ[name] = os.environ[name.upper()] = value
     # From here on SIGHUP must not kill: one that comes before the daemon listens to it is acted on then.
     early = _EarlySignals()
     try:
         exec_root = ExecRoot(Path(config.current.exec_root))
         with PidFile(_pid_path(config.current, exec_root), exec_root.root / "moored.lock"):
             return asyncio.run(_serve(config, exec_root, early))
-    except (AlreadyRunning, ListenError, StoreError) as error:
+    except (AlreadyRunning, ListenError, SettingsError, StoreError) as error:
         log.error("%s", error)
         sys.stderr.write(f"{error}\n")
         return 1

@@ -8,6 +8,7 @@ from moorage_contract.daemon_config import DaemonConfig
 from moorage_guest import sysinfo
 from moorage_guest.api.types import Ulimit
 from moorage_guest.engine.settings import DEFAULT_RUNTIME, EngineSettings
+from moorage_guest.images.registry import RegistrySettings
 from moorage_guest.net.config import NetConfig, parse_pools
 
 
@@ -49,6 +50,17 @@ def _seccomp_profile(value: str) -> str:
         return Path(value).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"opening seccomp profile ({value}) failed: {error}; check seccomp-profile") from None
+
+
+def registry_settings(config: DaemonConfig) -> RegistrySettings:
+    """Return how registries are reached."""
+    return RegistrySettings(
+        registry_mirrors=config.registry_mirrors,
+        insecure_registries=config.insecure_registries,
+        max_concurrent_downloads=config.max_concurrent_downloads,
+        max_concurrent_uploads=config.max_concurrent_uploads,
+        max_download_attempts=config.max_download_attempts,
+    )
 
 
 def net_config(config: DaemonConfig) -> NetConfig:

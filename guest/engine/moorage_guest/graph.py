@@ -14,8 +14,9 @@ from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.shims import Agent
-from moorage_guest.engineconfig import engine_settings, net_config
+from moorage_guest.engineconfig import SettingsError, engine_settings, net_config, registry_settings
 from moorage_guest.events import EventBus
+from moorage_guest.images import registry
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.store import Images
 from moorage_guest.info import engine_id, engine_info
@@ -59,7 +60,9 @@ class Graph:
             exec_root=exec_root,
             settings=engine_settings(config.current),
         )
-        self._exec_root = exec_root
+        self.images.in_use = self.containers.images_in_use
+        self.images.is_running = lambda container_id: container_id in self.containers.running
+        self.images.configure(registry_settings(config.current))
         self.server = ApiServer(self._routes())
 
     def _routes(self) -> list[Route]:
@@ -102,10 +105,11 @@ class Graph:
         try:
             changed = self.config.reload()
             settings = engine_settings(self.config.current)
-        except ConfigFileError as error:
+        except (ConfigFileError, SettingsError) as error:
             log.error("Failed to reload the configuration: %s", error)
             return
         self.containers.settings = settings
+        self.images.configure(registry_settings(self.config.current))
         current = self.config.current
         logging.getLogger().setLevel(logging.DEBUG if current.debug else logging.INFO)
         self.events.publish("daemon", "reload", self.identity, _reload_attributes(current))
@@ -155,7 +159,7 @@ class Graph:
 
     async def login(self, credentials: dict[str, Any]) -> dict[str, Any]:
         """Check registry credentials by asking the registry."""
-        return await images.login(self.images, credentials)
+        return await registry.login(self.images.registries, credentials)
 
 
 def _components() -> list[dict[str, Any]]:
