@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from PySide6.QtCore import QEvent, QTimer
 from PySide6.QtWidgets import QApplication
 
 from moorage_gui.bridge import Backend, Bridge, Engine
+from moorage_gui.control import HostBackend
+from moorage_gui.engine import DockerEngine
 from moorage_gui.theme import follow_system
 from moorage_gui.tray import Tray
 from moorage_gui.window import MainWindow
@@ -76,6 +79,7 @@ def run(backend: Backend, engine: Engine, page: str | None = None) -> int:
         return app.exec()
     finally:
         program.close()
+        engine.close()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,3 +88,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--page", choices=PAGES, help="open the window on this page at once")
     made.add_argument("--debug", action="store_true", help="log to standard error")
     return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `moorage-gui`."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING)
+    backend = HostBackend()
+    return run(backend, DockerEngine(backend.docker_socket), options.page)

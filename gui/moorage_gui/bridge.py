@@ -69,6 +69,8 @@ class Engine(Protocol):
 
     def logs(self, container_id: str, lines: int) -> str: ...
 
+    def close(self) -> None: ...
+
 
 class Bridge(QObject):
     """Signals carry values of `views`; every public method returns at once."""

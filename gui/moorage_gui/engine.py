@@ -13,6 +13,7 @@ from docker.errors import APIError, DockerException
 from moorage_gui.views import ContainerView, Identity
 
 STOP_SECONDS = 60
+API = "1.44"
 
 
 class EngineUnreachable(Exception):
@@ -24,7 +25,8 @@ class DockerEngine:
 
     def __init__(self, socket: Callable[[], Path | None]) -> None:
         self._socket = socket
-        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._clients: dict[int, tuple[Path, docker.DockerClient]] = {}
 
     def containers(self) -> Sequence[ContainerView]:
         """All containers, those that ended too. Raises EngineUnreachable."""
@@ -62,6 +64,13 @@ class DockerEngine:
         raw: bytes = self._ask(lambda client: client.api.logs(container_id, stdout=True, stderr=True, tail=lines))
         return raw.decode("utf-8", "replace").replace("\r\n", "\n").removesuffix("\n")
 
+    def close(self) -> None:
+        """Close every thread's connections. The object can be used again."""
+        with self._lock:
+            held, self._clients = self._clients, {}
+        for _, client in held.values():
+            client.close()
+
     def _ask(self, work: Callable[[docker.DockerClient], Any]) -> Any:
         path = self._socket()
         if path is None:
@@ -71,15 +80,25 @@ class DockerEngine:
         except APIError as error:
             raise EngineUnreachable(str(error.explanation or error)) from error
         except (DockerException, OSError) as error:
-            self._local.client = None
+            self._drop()
             raise EngineUnreachable(f"the engine does not answer at {path}: {error}") from error
 
     def _client(self, path: Path) -> docker.DockerClient:
-        held = getattr(self._local, "client", None)
-        if held is None or self._local.path != path:
-            held = docker.DockerClient(base_url=f"unix://{path}", timeout=STOP_SECONDS, version="1.44")
-            self._local.client, self._local.path = held, path
-        return held
+        with self._lock:
+            held = self._clients.get(threading.get_ident())
+        if held is not None and held[0] == path:
+            return held[1]
+        self._drop()
+        made = docker.DockerClient(base_url=f"unix://{path}", timeout=STOP_SECONDS, version=API)
+        with self._lock:
+            self._clients[threading.get_ident()] = (path, made)
+        return made
+
+    def _drop(self) -> None:
+        with self._lock:
+            held = self._clients.pop(threading.get_ident(), None)
+        if held is not None:
+            held[1].close()
 
 
 def view(entry: dict[str, Any]) -> ContainerView:

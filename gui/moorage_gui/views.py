@@ -18,6 +18,7 @@ class MachineState(Enum):
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
+    PAUSED = "paused"
     FAILED = "failed"
     UNKNOWN = "unknown"
 
@@ -25,6 +26,15 @@ class MachineState(Enum):
     def busy(self) -> bool:
         """Whether it is on its way to another state."""
         return self in (MachineState.STARTING, MachineState.STOPPING)
+
+    @property
+    def tone(self) -> str:
+        """Tone of the chip that says the state."""
+        if self is MachineState.RUNNING:
+            return "good"
+        if self in (MachineState.FAILED, MachineState.UNKNOWN):
+            return "bad"
+        return "warning" if self.busy or self is MachineState.PAUSED else "plain"
 
     @property
     def words(self) -> str:
@@ -35,6 +45,7 @@ class MachineState(Enum):
             MachineState.STARTING: "Starting…",
             MachineState.RUNNING: "Running",
             MachineState.STOPPING: "Stopping…",
+            MachineState.PAUSED: "Paused",
             MachineState.FAILED: "Failed",
             MachineState.UNKNOWN: "Backend does not answer",
         }[self]
@@ -50,6 +61,7 @@ class MachineView:
     engine: Status | None = None
     docker_socket: Path | None = None
     accelerator: str = ""
+    restart_needed: bool = False
 
     @property
     def engine_words(self) -> str:

@@ -157,19 +157,13 @@ class MainWindow(QMainWindow):
             self._bridge.start()
 
     def _machine_changed(self, machine: MachineView) -> None:
-        tones = {
-            MachineState.RUNNING: "good",
-            MachineState.FAILED: "bad",
-            MachineState.UNKNOWN: "bad",
-            MachineState.STARTING: "warning",
-            MachineState.STOPPING: "warning",
-        }
-        self.machine.say(machine.state.words, tones.get(machine.state, "plain"))
+        self.machine.say(machine.state.words, machine.state.tone)
         self.machine.setToolTip(machine.detail)
         self.power.setText("Stop machine" if machine.state is MachineState.RUNNING else "Start machine")
         self.power.setEnabled(not machine.state.busy)
-        if not machine.state.busy:
-            self.progress.setText("")
+        told = machine.detail if machine.state.busy or machine.state.tone == "bad" else ""
+        if told or not machine.state.busy:
+            self.progress.setText(told)
 
     def _progress(self, text: str) -> None:
         self.progress.setText(text)

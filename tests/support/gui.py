@@ -143,6 +143,9 @@ class FakeEngine:
     def logs(self, container_id: str, lines: int) -> str:
         return self.text.get(container_id, "")
 
+    def close(self) -> None:
+        self.calls.append("close")
+
 
 def populated() -> tuple[FakeBackend, FakeEngine]:
     """Four containers, one of them blocked."""

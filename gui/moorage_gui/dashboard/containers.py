@@ -106,8 +106,7 @@ class ContainersPage(Page):
         return panel
 
     def _machine_changed(self, machine: MachineView) -> None:
-        tones = {MachineState.RUNNING: "good", MachineState.FAILED: "bad", MachineState.UNKNOWN: "bad"}
-        self.state.say(machine.state.words, tones.get(machine.state, "plain"))
+        self.state.say(machine.state.words, machine.state.tone)
         self._show()
 
     def _containers_changed(self, rows: list[ContainerView]) -> None:

@@ -169,9 +169,7 @@ class EnginePage(Page):
 
     def _machine_changed(self, machine: MachineView) -> None:
         on = machine.state is MachineState.RUNNING
-        tone = {MachineState.RUNNING: "good", MachineState.FAILED: "bad", MachineState.UNKNOWN: "bad"}.get(
-            machine.state, "plain"
-        )
+        tone = machine.state.tone
         words = machine.state.words
         if on and machine.engine is not None:
             daemon = machine.engine.daemon.state.value

@@ -58,6 +58,7 @@ class GeneralPage(Page):
         self._bridge = bridge
         self._stored = MachineSettings()
         self._machine = MachineView()
+        self._told = ""
         self.state = Chip("…", "plain")
         self.head.addWidget(self.state)
         self.cpus = Amount("CPUs", 1, 64, 1, "")
@@ -146,14 +147,12 @@ class GeneralPage(Page):
         self.save.setEnabled(changed)
         self.revert.setEnabled(changed)
         self.restart.setEnabled(self._machine.state is MachineState.RUNNING)
-        self.hint.setText("Not saved yet" if changed else "")
+        pending = "The machine still runs with what it was started with" if self._machine.restart_needed else ""
+        self.hint.setText("Not saved yet" if changed else pending)
 
     def _machine_changed(self, machine: MachineView) -> None:
         self._machine = machine
-        tone = {MachineState.RUNNING: "good", MachineState.FAILED: "bad", MachineState.UNKNOWN: "bad"}.get(
-            machine.state, "plain"
-        )
-        self.state.say(machine.state.words, tone)
+        self.state.say(machine.state.words, machine.state.tone)
         lines = [machine.detail] if machine.detail else []
         if machine.accelerator:
             lines.append(f"Accelerator: {machine.accelerator}")
@@ -163,6 +162,7 @@ class GeneralPage(Page):
             used = machine.engine.memory.total - machine.engine.memory.available
             lines.append(f"Memory in use: {used / 2**20:.0f} of {machine.engine.memory.total / 2**20:.0f} MiB")
         self.about.setText("\n".join(lines) or "The machine is not running.")
-        if machine.warning and self.banner.isHidden():
+        if machine.warning and machine.warning != self._told:
+            self._told = machine.warning
             self.banner.say("warning", "Please note", machine.warning)
         self._judge()
