@@ -43,6 +43,7 @@ EAGER = 0.05  # until the guest answers
 PATIENT = 0.15  # until the engine does: each question costs the guest a little
 LOOK = 1.0  # seconds between questions to libvirt
 PING_PERIOD = 5.0
+MEETING_PERIOD = 0.3
 IMPATIENCE = 20.0  # seconds after which SSH is tried though the console has not said that sshd starts
 
 
@@ -69,13 +70,14 @@ class Controller:
         self._reconciled = False
         self._operation = asyncio.Lock()
         self._doing = ""
+        self._adopted = asyncio.Event()
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._version = 0
         self._notify: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = time.time()
-        self._last_look = self._last_ping = self._last_clock = self._boot_began = 0.0
+        self._last_look = self._last_ping = self._last_meeting = self._last_clock = self._boot_began = 0.0
         self.config = EngineConfig(paths.engine_config)
 
     # -- what others read
@@ -164,6 +166,7 @@ class Controller:
 
     async def _start(self, progress: Progress) -> None:
         if self.state is State.READY:
+            self._make_context()
             return
         found = self.settings()
         if self._state not in RUNNING:
@@ -237,6 +240,7 @@ class Controller:
 
     async def kill(self, progress: Progress) -> None:
         """Cut the machine's power at once, whatever else is going on."""
+        await self._adopted.wait()
         machine = self._machine_for(self._settings)
         self._say("cutting the machine's power", progress)
         await machine.kill(self._settings.name)
@@ -264,6 +268,7 @@ class Controller:
         async with self._operation:
             self._doing = what
             try:
+                await self._adopted.wait()
                 yield
             finally:
                 self._doing = self._step = ""
@@ -317,11 +322,11 @@ class Controller:
         return {State.STARTING: EAGER, State.BOOTED: PATIENT}.get(self._state, STEADY)
 
     async def _look(self) -> None:
-        if self._machine is None:
-            if not self._paths.machine_record.exists():
-                self.settings()
-                return
-            await self._adopt()
+        if not self._adopted.is_set():
+            try:
+                await self._adopt()
+            finally:
+                self._adopted.set()
         if self._state in RUNNING and self._boot_began and self._state is not State.STOPPING:
             now = time.monotonic()
             if now - self._last_look >= LOOK:
@@ -332,10 +337,12 @@ class Controller:
 
     async def _adopt(self) -> None:
         """Find the machine that an earlier backend left, on or off."""
-        machine = self._machine_for(self.settings())
-        power = await machine.power(self._settings.name)
+        found = self.settings()
+        if not self._paths.machine_record.exists():
+            return
+        power = await self._machine_for(found).power(found.name)
         if power in (Power.RUNNING, Power.PAUSED):
-            logger.info("taking over the running machine %s", self._settings.name)
+            logger.info("taking over the running machine %s", found.name)
             self._set(State.STARTING)
             self._boot_began = time.monotonic() - IMPATIENCE
         elif power is not Power.ABSENT:
@@ -412,7 +419,7 @@ class Controller:
             self._message = ""
             self._say("waiting for the engine", None)
             await self._meet_agent(session)
-        elif not self._reconciled or self._engine is None:
+        elif (not self._reconciled or self._engine is None) and now - self._last_meeting >= MEETING_PERIOD:
             await self._meet_agent(session)
         runs = self._engine is not None and self._engine.daemon.state is protocol.DaemonState.RUNNING
         if (self._state is State.BOOTED and runs) or now - self._last_ping >= PING_PERIOD:
@@ -432,6 +439,7 @@ class Controller:
 
     async def _meet_agent(self, session: Session) -> None:
         """Learn the agent's status and settle daemon.json; quiet while the agent is not there yet."""
+        self._last_meeting = time.monotonic()
         try:
             self._engine = await session.agent(protocol.StatusParams(), protocol.Status, timeout=10)
             session.watch_agent(self._agent_said, self._agent_silent)

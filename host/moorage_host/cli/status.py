@@ -6,6 +6,7 @@ import datetime
 from typing import Annotated
 
 import typer
+from moorage_contract.agent import DaemonState
 from rich.table import Table
 
 from moorage_host.cli.output import raw, stdout, warn
@@ -64,7 +65,7 @@ def rows(found: MachineStatus) -> list[tuple[str, str]]:
                 f"{found.engine.engine_version}: {daemon.state.value}, pid {daemon.pid}, restarted {daemon.restarts} times",
             )
         )
-        if daemon.last_error:
+        if daemon.last_error and daemon.state is not DaemonState.RUNNING:
             lines.append(("engine said", daemon.last_error))
     if found.config_pending:
         lines.append(("daemon.json", "changed; applied when the engine starts"))

@@ -44,7 +44,9 @@ def watch(tunnel: Tunnel, *, idle: float = 60) -> Iterator[dict[str, Any]]:
         channel.settimeout(idle)
         channel.sendall(_line("watch", None))
         for line in _lines(channel, "watch"):
-            yield _result(line, "watch")
+            result = _result(line, "watch")
+            if "event" in line:
+                yield result
     finally:
         channel.close()
 
