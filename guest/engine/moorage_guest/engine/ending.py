@@ -72,18 +72,21 @@ async def ended(engine: Containers, container: Container, running: Running, reco
 
 
 async def end_locked(engine: Containers, container: Container, running: Running | None, record: ExitRecord) -> None:
-    """Do `ended` under the container's lock; ``running`` is None when no shim is left of it."""
+    """Do `ended` under the container's lock; ``running`` is None when no shim is left of it.
+
+    The shim keeps the exit record until ours is durable, so a daemon killed in between knows it again.
+    """
     health.end(engine, container)
-    await take_down(engine, container)
+    await _finish_output(engine, container)
     started = container.state.started_ns
     again = restart.wanted(engine, container, record.exit_code)
+    if again:
+        restart.count(container, record.at_ns - started)
     container.move(
         Status.RESTARTING if again else Status.EXITED,
         pid=0, exit_code=record.exit_code, finished_ns=record.at_ns, oom_killed=record.oom,
     )  # fmt: skip
-    if again:
-        restart.count(container, record.at_ns - started)
-    await engine.save(container)
+    await _release(engine, container, save=True)
     for exec_id in container.exec_ids:
         execs.ended(engine, container, exec_id, 137, record.at_ns)
     execs.drop_all(engine, container)
@@ -114,23 +117,33 @@ async def _auto_remove(engine: Containers, container: Container) -> None:
 
 async def take_down(engine: Containers, container: Container) -> None:
     """Release everything that a run needed, each part whatever happens to the others. Idempotent."""
+    await _finish_output(engine, container)
+    await _release(engine, container, save=False)
+
+
+async def _finish_output(engine: Containers, container: Container) -> None:
     running = engine.running.get(container.id)
-    if running is not None and running.output is not None:
-        try:
-            async with asyncio.timeout(DRAIN_DEADLINE):
-                await running.output.finish()
-        except TimeoutError:
-            log.warning("the output of container %s could not be written in %.0f s", container.id, DRAIN_DEADLINE)
-        except Exception:
-            log.exception("the last output of container %s could not be written", container.id)
-        running.output = None
-    results = await asyncio.gather(
-        _end_shim(engine, container),
-        namespaces.leave(engine, container),
-        _release_files(engine, container),
-        return_exceptions=True,
-    )
-    for result in results:
+    if running is None or running.output is None:
+        return
+    try:
+        async with asyncio.timeout(DRAIN_DEADLINE):
+            await running.output.finish()
+    except TimeoutError:
+        log.warning("the output of container %s could not be written in %.0f s", container.id, DRAIN_DEADLINE)
+        await running.output.leave()
+    except Exception:
+        log.exception("the last output of container %s could not be written", container.id)
+    running.output = None
+
+
+async def _release(engine: Containers, container: Container, *, save: bool) -> None:
+    async def shim() -> None:
+        if save:
+            await engine.save(container)
+        await _end_shim(engine, container)
+
+    work = (shim(), namespaces.leave(engine, container), _release_files(engine, container))
+    for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, Exception):
             log.warning("container %s: not everything could be released", container.id, exc_info=result)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.shims import ExecRequest, OciError, ShimError, ShimGone, ShimStatus
 from moorage_guest.engine.states import Status
+from moorage_guest.engine.unmanaged import check_managed
 from moorage_guest.errors import Conflict, EngineError, NotFound, SystemError_
 from moorage_guest.oci.spec import ExecSpecRequest, build_exec_process
 
@@ -111,6 +112,7 @@ def find(engine: "Containers", exec_id: str) -> Exec:
 
 def check_container(container: Container) -> None:
     """Raise Conflict when nothing can be executed in the container now."""
+    check_managed(container)
     if not container.status.running:
         raise Conflict(f"container {container.id} is not running")
     if container.status == Status.PAUSED:

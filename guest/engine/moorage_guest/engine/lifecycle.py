@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from moorage_guest.api.types import HostConfig, RestartPolicy
-from moorage_guest.engine import starting, validate
+from moorage_guest.engine import starting, unmanaged, validate
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.names import check_name
 from moorage_guest.engine.record import Container
@@ -45,6 +45,9 @@ async def stop(
         timeout = container.config.stop_timeout if container.config.stop_timeout is not None else DEFAULT_STOP_TIMEOUT
     if not container.status.running:
         raise NotModified(f"container {container.id} is already stopped")
+    if container.unmanaged:
+        await unmanaged.stop(engine, container, number, None if timeout < 0 else timeout)
+        return
     container.stop_requested = True
     if not engine.shutting_down:
         container.manually_stopped = True
@@ -99,6 +102,9 @@ async def resume_quietly(engine: Containers, container: Container) -> None:
 async def kill_and_wait(engine: Containers, container: Container) -> None:
     """SIGKILL and wait until the end has been dealt with. Raises SystemError_ when it does not end."""
     container.stop_requested = True
+    if container.unmanaged:
+        await unmanaged.stop(engine, container, 9, 0)
+        return
     if container.status == Status.RESTARTING and await _cancel_restart(engine, container):
         return
     with engine.waits.register(container, "not-running") as gone:
@@ -124,6 +130,7 @@ async def kill(engine: Containers, container: Container, signal: str = "") -> No
         container.manually_stopped = True
         if await _cancel_restart(engine, container):
             return
+    unmanaged.check_managed(container)
     if not container.status.alive:
         raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
     stops = number == 9 or not container.config.stop_signal or number == parse_signal(container.config.stop_signal)
@@ -146,6 +153,7 @@ async def kill(engine: Containers, container: Container, signal: str = "") -> No
 
 async def restart(engine: Containers, container: Container, *, signal: str = "", timeout: int | None = None) -> None:
     """Stop if it runs, and start."""
+    unmanaged.check_managed(container)
     if container.removing or container.status in (Status.REMOVING, Status.DEAD):
         raise Conflict("container is marked for removal and cannot be started")
     if container.status.running:
@@ -163,6 +171,7 @@ async def restart(engine: Containers, container: Container, *, signal: str = "",
 
 async def pause(engine: Containers, container: Container) -> None:
     """Freeze a running container."""
+    unmanaged.check_managed(container)
     async with container.lock:
         if not container.status.running:
             raise not_running(container)

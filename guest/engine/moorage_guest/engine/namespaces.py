@@ -98,6 +98,11 @@ async def leave(engine: Containers, container: Container) -> None:
         await engine.networks.release(container.id)
     if container.host_config.ipc_mode == "shareable":
         await asyncio.to_thread(_unmount_shared_memory, engine.exec_root.root / "shm" / container.id)
+    forget_place(container)
+
+
+def forget_place(container: Container) -> None:
+    """Clear what a container had of networks while it ran."""
     container.ports = {}
     container.sandbox_key = ""
     container.endpoints = {

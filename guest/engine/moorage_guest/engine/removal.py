@@ -5,7 +5,7 @@ import contextlib
 import logging
 import shutil
 
-from moorage_guest.engine import lifecycle
+from moorage_guest.engine import lifecycle, unmanaged
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.names import not_found
 from moorage_guest.engine.record import KIND, Container
@@ -19,8 +19,8 @@ async def remove(engine: Containers, container: Container, *, force: bool = Fals
     """Remove a container, with ``volumes`` its anonymous ones too. Raises Conflict when it runs and force is not set."""
     if container.removing:
         raise Conflict(f"removal of container {container.id} is already in progress")
-    if container.unmanaged:
-        raise Conflict(f'cannot remove container "/{container.name}": it is unmanaged: {container.unmanaged}')
+    if container.unmanaged and not force:
+        unmanaged.check_managed(container)
     if container.status.running and not force:
         reason = (
             "container is paused and must be unpaused first"
@@ -35,6 +35,8 @@ async def remove(engine: Containers, container: Container, *, force: bool = Fals
             await lifecycle.kill_and_wait(engine, container)
         async with container.lock:
             if engine.get(container.id) is None:
+                if container.image_id == "":  # only a shim was left of it, and that is gone
+                    return
                 raise not_found(container.id)
             await _remove_locked(engine, container, volumes=volumes)
     except BaseException as error:

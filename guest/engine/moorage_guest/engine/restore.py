@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from moorage_guest.engine import ending, execs, health, lifecycle, removal, restart, starting
+from moorage_guest.engine import ending, execs, health, lifecycle, namespaces, removal, restart, starting, unmanaged
 from moorage_guest.engine.containers import Containers, Running
 from moorage_guest.engine.output import Output
 from moorage_guest.engine.record import KIND, Container, RecordError
@@ -48,12 +48,12 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
     ``before_ends`` runs when all containers are known and before the ends of those that ended meanwhile are told, so
     that who waited for them can wait again.
     """
-    _load(engine)
+    damaged = _load(engine)
     shims, dead = set(await engine.agent.shim_ids()), set(await engine.agent.dead_shims())
     found = await _each([_look(engine, container, shims, dead) for container in engine])
     live = {each.container.id for each in found if each.status is not None and each.status.running}
     for container_id in (shims | dead) - {each.container.id for each in found}:
-        engine.unmanaged.setdefault(container_id, "no record of it is left in the state database")
+        unmanaged.show(engine, container_id, damaged.get(container_id, "no record of it is left in the state database"))
     every = {container.id for container in engine}
     keep_layers = every | set(engine.unmanaged)
     await asyncio.gather(
@@ -64,25 +64,30 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
     await _each([_take_back(engine, each) for each in found if each.shim is not None])
     if before_ends is not None:
         await before_ends()
-    await _each([_end(engine, each) for each in found if each.end is not None])
+    ended = [(each, each.end) for each in found if each.end is not None]
+    ended.sort(key=lambda pair: pair[1].at_ns)
+    await _each([_end(engine, each.container, end) for each, end in ended])
     if not engine.settings.live_restore:
         await _each([_stop_quietly(engine, each.container) for each in found if each.container.id in live])
     await _settle(engine)
 
 
-def _load(engine: Containers) -> None:
+def _load(engine: Containers) -> dict[str, str]:
+    """Read all records; returns what is wrong with those that cannot be used, by container."""
+    damaged: dict[str, str] = {}
     for key, record in engine.store.all(KIND).items():
         try:
             container = Container.from_record(record)
             engine.names.reserve(container.name, container.id)
         except RecordError as error:
             log.error("%s: the container is left alone", error)
-            engine.unmanaged[key] = str(error)
+            damaged[key] = str(error)
             continue
         except EngineError as error:
             log.error("container %s has lost its name: %s", key, error)
             container.name = engine.names.make_up(container.id)
         engine.add(container)
+    return damaged
 
 
 def _volumes(engine: Containers, ids: set[str]) -> dict[str, list[str]]:
@@ -105,7 +110,7 @@ async def _each(work: list[Awaitable[T]]) -> list[T]:
 
 async def _look(engine: Containers, container: Container, shims: set[str], dead: set[str]) -> _Found:
     """Find out what became of a container."""
-    result = _Found(container)
+    result, reason = _Found(container), ""
     if container.id in shims:
         try:
             result.shim = await Shim.connect(engine.exec_root, container.id)
@@ -113,18 +118,17 @@ async def _look(engine: Containers, container: Container, shims: set[str], dead:
         except ShimGone:
             dead = {*dead, container.id}
         except ShimError as error:
-            container.unmanaged = str(error)
+            reason = str(error)
         else:
             if result.status.protocol not in PROTOCOLS:
-                container.unmanaged = (
-                    f"its shim speaks protocol {result.status.protocol}, which this engine does not know"
-                )
+                reason = f"its shim speaks protocol {result.status.protocol}, which this engine does not know"
+        if reason:
+            if result.shim is not None:
                 result.shim.close()
-                result.shim = None
-        if container.unmanaged:
-            log.error("container %s is unmanaged: %s", container.id, container.unmanaged)
-            engine.unmanaged[container.id] = container.unmanaged
-            return result
+            if not container.status.alive:
+                container.state = replace(container.state, status=Status.RUNNING)
+            unmanaged.note(engine, container, reason)
+            return _Found(container)
     if result.status is not None:
         result.end = result.status.exit
         if container.status.alive and result.status.pid == 0:
@@ -153,8 +157,14 @@ async def _take_back(engine: Containers, found: _Found) -> None:
             return
         starting.watch(engine, container, running)
         return
+    if not container.status.alive and status.started_ns == container.state.started_ns:
+        # Its end was dealt with, but for this.
+        await ending.take_down(engine, container)
+        found.end = None
+        return
+    before = container.state
     if not container.status.alive:
-        # Killed between the start and its record.
+        # The last daemon was killed between the start and its record.
         container.state = replace(container.state, status=Status.RUNNING)
     container.state = replace(
         container.state, status=Status.PAUSED if status.paused else Status.RUNNING, pid=status.pid,
@@ -172,22 +182,18 @@ async def _take_back(engine: Containers, found: _Found) -> None:
         container.endpoints, container.ports = dict(sandbox.endpoints), dict(sandbox.ports)
     starting.watch(engine, container, running)
     health.begin(engine, container, keep=True)
-    # What changed between the last record and the end of the last daemon.
-    await engine.save(container)
+    if container.state != before:
+        await engine.save(container)
 
 
-async def _end(engine: Containers, found: _Found) -> None:
-    container, end = found.container, found.end
-    assert end is not None
-    if not container.status.alive:
-        container.state = replace(container.state, status=Status.RUNNING)
+async def _end(engine: Containers, container: Container, end: ExitRecord) -> None:
     running = engine.running.get(container.id)
-    if running is None:
-        async with container.lock:
-            await ending.end_locked(engine, container, None, end)
-        ending.after_end(engine, container)
+    if running is not None:
+        await ending.ended(engine, container, running, end)
         return
-    await ending.ended(engine, container, running, end)
+    async with container.lock:
+        await ending.end_locked(engine, container, None, end)
+    ending.after_end(engine, container)
 
 
 async def _stop_quietly(engine: Containers, container: Container) -> None:
@@ -207,6 +213,8 @@ async def _settle(engine: Containers) -> None:
     for container in engine:
         if container.status.alive or container.unmanaged:
             continue
+        namespaces.forget_place(container)
+        await engine.layers.unmount(container.id)
         if container.status == Status.DEAD or (
             container.host_config.auto_remove and container.status == Status.EXITED and not container.removing
         ):

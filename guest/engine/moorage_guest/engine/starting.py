@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moorage_guest.engine import attach, health, namespaces
+from moorage_guest.engine import attach, health, namespaces, unmanaged
 from moorage_guest.engine.containers import Containers, Running
 from moorage_guest.engine.mounts import below, bind_source, oci_mounts
 from moorage_guest.engine.names import not_found
@@ -51,8 +51,7 @@ def check_startable(engine: Containers, container: Container) -> None:
         raise NotModified("container is already running")
     if container.removing or container.status in (Status.REMOVING, Status.DEAD):
         raise Conflict("container is marked for removal and cannot be started")
-    if container.unmanaged:
-        raise Conflict(f"container {container.id} is unmanaged: {container.unmanaged}")
+    unmanaged.check_managed(container)
     if engine.get(container.id) is None:
         raise not_found(container.id)
 
