@@ -228,10 +228,17 @@ class Networks:
         finally:
             self._reaping = None
 
-    async def write_host_files(self, request: SandboxRequest, *, host_network: bool) -> Sandbox:
+    async def write_host_files(self, request: SandboxRequest, *, host_network: bool) -> None:
         """Write hosts, hostname and resolv.conf of a container with network mode host or none."""
-        sandboxes = self._sandboxes
-        return await self._run(lambda: sandboxes.write_host_files(request, host_network=host_network))
+        write = partial(
+            self._sandboxes.naming.write_host_files,
+            request.container_id,
+            request.hostname,
+            request.domainname,
+            request.host_config,
+            host_network=host_network,
+        )
+        await self._run(write)
 
     async def connect(self, container_id: str, network: str, settings: EndpointSettings | None) -> EndpointSettings:
         """Plug a running container into a network; returns the filled settings."""

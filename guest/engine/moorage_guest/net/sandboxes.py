@@ -16,30 +16,18 @@ from pathlib import Path
 from moorage_guest.api.types import EndpointIPAMConfig, EndpointSettings, HostConfig
 from moorage_guest.errors import EngineError, Forbidden, SystemError_
 from moorage_guest.net import hostfiles, links, namespaces, requests
-from moorage_guest.net.conntrack import forget_udp
 from moorage_guest.net.fabric import Fabric
-from moorage_guest.net.firewall import removal
+from moorage_guest.net.naming import Naming, dns_names, lead_to_resolver, user_defined
 from moorage_guest.net.netd_client import NetdRefused
-from moorage_guest.net.netlink import Address, NetlinkError, RouteSocket, delete_link, hairpin
-from moorage_guest.net.nftables import Nftables, NftablesError
-from moorage_guest.net.ports import Wanted, api_ports, wanted_ports
-from moorage_guest.net.records import EndpointRecord, NetworkRecord, PortBindingRecord, SandboxRecord
+from moorage_guest.net.netlink import Address, NetlinkError, RouteSocket, delete_link
+from moorage_guest.net.ports import api_ports, wanted_ports
+from moorage_guest.net.publishing import Publisher
+from moorage_guest.net.records import EndpointRecord, NetworkRecord, SandboxRecord
 
 log = logging.getLogger(__name__)
 
-_RESOLVER_PORT = 61053
-
 #: Seconds that links are given to go with their namespaces.
 _LINGER = 1.0
-
-#: Leads 127.0.0.11:53 to netd's sockets in the same namespace; conntrack turns the answers back.
-_RESOLVER_RULES = f"""
-add table ip moorage-dns
-add chain ip moorage-dns output {{ type nat hook output priority -100; }}
-flush chain ip moorage-dns output
-add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} udp dport 53 dnat to {hostfiles.RESOLVER}:{_RESOLVER_PORT}
-add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} tcp dport 53 dnat to {hostfiles.RESOLVER}:{_RESOLVER_PORT}
-"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,8 @@ class Sandboxes:
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
+        self._publisher = Publisher(fabric)
+        self.naming = Naming(fabric)
         fabric.netd.on_new = self.tell_netd
 
     # -- whole sandboxes
@@ -118,7 +108,7 @@ class Sandboxes:
             publish_all=host.publish_all_ports,
         )
         ports = wanted_ports(record.bindings, record.exposed, publish_all=record.publish_all)
-        hostfiles.parse_extra_hosts(record.extra_hosts, self.host_gateways())
+        hostfiles.parse_extra_hosts(record.extra_hosts, self.naming.host_gateways())
         try:
             for number, (network, settings) in enumerate(wanted):
                 mac = request.mac_address if number == 0 else ""
@@ -127,12 +117,12 @@ class Sandboxes:
             fabric.files.put(record)
             self._build(record)
             if ports:
-                record = self._publish(record, ports)
-            self._write_files(record, names)
+                record = self._publisher.publish(record, ports)
+            self.naming.write_files(record, names)
             fabric.sandboxes[record.container_id] = record
             fabric.files.put(record)
-            self._tell(record)
-            self._update_linked(record)
+            self.naming.tell(record)
+            self.naming.update_linked(record)
         except BaseException as error:
             fabric.sandboxes[record.container_id] = record
             with contextlib.suppress(OSError, EngineError):
@@ -148,10 +138,10 @@ class Sandboxes:
         record = fabric.sandboxes.pop(container_id, None)
         if record is None:
             return Remains()
-        self._withdraw(record.ports)
+        self._publisher.withdraw(record.ports)
         with contextlib.suppress(OSError):
             for endpoint in record.endpoints:
-                if self._is_user_defined(endpoint.network_id):
+                if self.naming.is_user_defined(endpoint.network_id):
                     fabric.netd.request("unname", network=endpoint.network_id, endpoint=endpoint.id)
             if record.resolver:
                 fabric.netd.request("unsandbox", sandbox=container_id)
@@ -284,250 +274,20 @@ class Sandboxes:
         finally:
             os.close(namespace)
 
-    # -- ports
-
-    def hold(self, port: PortBindingRecord) -> None:
-        """Bind a host port at netd."""
-        carry = self._fabric.config.userland_proxy or self._fabric.firewall is None
-        self._fabric.netd.request(
-            "hold",
-            key=port.key,
-            proto=port.proto,
-            host=port.host_ip,
-            port=port.host_port,
-            target=port.container_ip,
-            target_port=port.container_port,
-            carry=carry,
-        )
-
-    def unhold(self, port: PortBindingRecord) -> None:
-        """Free a host port."""
-        with contextlib.suppress(OSError):
-            self._fabric.netd.request("unhold", key=port.key)
-
-    def _publish(self, record: SandboxRecord, wanted: list[Wanted]) -> SandboxRecord:
-        """Publish on the endpoint that has the default route."""
-        endpoint = self._outlet(record)
-        if endpoint is None:
-            return record
-        fabric = self._fabric
-        network = fabric.networks[endpoint.network_id]
-        modes = {4: network.options.get(requests.MODE4, ""), 6: network.options.get(requests.MODE6, "")}
-        routed = [a for a in endpoint.addresses if modes[6 if ":" in a else 4] == "routed"]
-        mapped = [a for a in endpoint.addresses if a not in routed]
-        held: list[PortBindingRecord] = []
-        try:
-            for port in wanted:
-                held += [PortBindingRecord(port.proto, "", 0, a, port.container_port) for a in routed]
-                if mapped:
-                    held += fabric.ports.publish(
-                        port, mapped, self._default_bind(network), self, cross=fabric.config.userland_proxy
-                    )
-            fabric.change_firewall(fabric.port_rules(held))
-            _forget(held)
-            if held and fabric.firewall is not None:
-                # Where the bridge calls the firewall, a container that uses its own published port is answered by the
-                # bridge, through the port the question came from.
-                fabric.route.send([hairpin(endpoint.host_link)])
-        except BaseException as error:
-            self._withdraw(held)
-            if isinstance(error, EngineError):
-                raise SystemError_(
-                    "failed to set up container networking: driver failed programming external connectivity on endpoint "
-                    f"{record.name} ({endpoint.id}): {error}"
-                ) from error
-            raise
-        return _with_endpoint(record, replace(endpoint, ports=tuple(held)))
-
-    def _default_bind(self, network: NetworkRecord) -> list[str]:
-        text = network.options.get(requests.HOST_BINDING, "") or self._fabric.config.default_bind
-        if text and text not in ("0.0.0.0", "::"):
-            return [text]
-        return ["0.0.0.0", "::"] if self._fabric.ipv6 else ["0.0.0.0"]
-
-    def _outlet(self, record: SandboxRecord) -> EndpointRecord | None:
-        """Return the endpoint that ports are published on."""
-        candidates = [
-            endpoint
-            for endpoint in record.endpoints
-            if (network := self._fabric.networks.get(endpoint.network_id)) is not None
-            and network.driver == "bridge"
-            and not network.internal
-        ]
-        return min(candidates, key=lambda e: (-e.priority, e.network_name), default=None)
-
-    def _withdraw(self, ports: Iterable[PortBindingRecord]) -> None:
-        ports = list(ports)
-        if not ports:
-            return
-        fabric = self._fabric
-        fabric.change_firewall(removal(fabric.port_rules(ports)))
-        for port in ports:
-            if port.host_port:
-                self.unhold(port)
-                fabric.ports.remove(port)
-        _forget(ports)
-
-    def _move_ports(self, record: SandboxRecord) -> SandboxRecord:
-        """Publish on another endpoint, with the same host ports, when the default route has moved."""
-        outlet = self._outlet(record)
-        holders = [endpoint for endpoint in record.endpoints if endpoint.ports]
-        if outlet is None or (holders and holders[0].id == outlet.id):
-            return record
-        wanted: list[Wanted] = []
-        for endpoint in holders:
-            wanted += [
-                Wanted(port.proto, port.container_port, port.host_ip, port.host_port, port.host_port)
-                for port in endpoint.ports
-            ]
-            self._withdraw(endpoint.ports)
-            record = _with_endpoint(record, replace(endpoint, ports=()))
-        if not holders:
-            wanted = wanted_ports(record.bindings, record.exposed, publish_all=record.publish_all)
-        return self._publish(record, wanted) if wanted else record
-
-    # -- names and files
-
-    def host_gateways(self) -> list[str]:
-        """Return what host-gateway stands for."""
-        if self._fabric.config.host_gateway_ips:
-            return list(self._fabric.config.host_gateway_ips)
-        default = next((n for n in self._fabric.networks.values() if n.is_default), None)
-        return [] if default is None else [g for g in (default.gateway(4), default.gateway(6)) if g]
-
-    def write_host_files(self, request: SandboxRequest, *, host_network: bool) -> Sandbox:
-        """Write the three files of a container that has no sandbox of its own: network mode host or none."""
-        fabric = self._fabric
-        host = request.host_config
-        folder = self._folder(request.container_id)
-        names = hostfiles.resolution(fabric.config, host.dns, host.dns_search, host.dns_options, embedded=False)
-        extra = hostfiles.parse_extra_hosts(host.extra_hosts, self.host_gateways())
-        if host_network:
-            plain = not (host.dns or host.dns_search or host.dns_options or fabric.config.dns)
-            with contextlib.suppress(OSError):
-                text = fabric.config.hosts.read_text(errors="surrogateescape")
-                lines = [f"{address}\t{name}" for name, address in extra]
-                hostfiles.write(folder / "hosts", text.rstrip("\n") + "\n" + "".join(f"{line}\n" for line in lines))
-            if plain and fabric.config.resolv_conf.exists():
-                text = fabric.config.resolv_conf.read_text(errors="surrogateescape")
-            else:
-                text = names.conf.text()
-            hostfiles.write(folder / "resolv.conf", text)
-        else:
-            hostfiles.write(folder / "resolv.conf", names.conf.text())
-        if not host_network or not (folder / "hosts").exists():
-            own = hostfiles.hosts_text([], request.hostname, request.domainname, extra, ipv6=fabric.ipv6)
-            hostfiles.write(folder / "hosts", own)
-        hostfiles.write(folder / "hostname", f"{request.hostname}\n")
-        return Sandbox(
-            request.container_id, Path(), {}, {}, folder / "hosts", folder / "resolv.conf", folder / "hostname"
-        )
-
-    def _folder(self, container_id: str) -> Path:
-        folder = self._fabric.data.container(container_id)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o710)
-        return folder
-
-    def _write_files(self, record: SandboxRecord, names: hostfiles.Resolution) -> None:
-        folder = self._folder(record.container_id)
-        extra = hostfiles.parse_extra_hosts(record.extra_hosts, self.host_gateways())
-        own = [address for endpoint in record.endpoints for address in endpoint.addresses]
-        text = hostfiles.hosts_text(
-            own, record.hostname, record.domainname, [], ipv6=any(e.ipv6 for e in record.endpoints) or self._fabric.ipv6
-        )
-        text += "".join(f"{line}\n" for line in self._link_lines(record))
-        text += "".join(f"{address}\t{name}\n" for name, address in extra)
-        hostfiles.write(folder / "hosts", text)
-        hostfiles.write(folder / "hostname", f"{record.hostname}\n")
-        note = (
-            f"Names of containers are answered here, others by: {', '.join(names.upstream)}" if names.upstream else ""
-        )
-        hostfiles.write(folder / "resolv.conf", names.conf.text(note))
-
-    def _link_lines(self, record: SandboxRecord) -> list[str]:
-        """Return hosts lines of links on the default network; elsewhere links are names that netd answers."""
-        default = next((e for e in record.endpoints if not self._is_user_defined(e.network_id)), None)
-        if default is None:
-            return []
-        lines = []
-        for link in record.links:
-            target_name, alias = split_link(link)
-            for other in self._fabric.sandboxes.values():
-                if other.container_id != record.container_id and answers_to(other, target_name):
-                    there = other.endpoint(default.network_id)
-                    for address in there.addresses if there is not None else ():
-                        words = dict.fromkeys((alias, other.hostname, other.name))
-                        lines.append(f"{address}\t{' '.join(word for word in words if word)}")
-        return lines
-
-    def _update_linked(self, record: SandboxRecord) -> None:
-        """Tell containers that are linked to this one its address of now."""
-        for other in self._fabric.sandboxes.values():
-            for link in other.links:
-                target, alias = split_link(link)
-                if other.container_id == record.container_id or not answers_to(record, target):
-                    continue
-                path = self._fabric.data.container(other.container_id) / "hosts"
-                with contextlib.suppress(OSError):
-                    old = [
-                        line.split()[0]
-                        for line in path.read_text(errors="replace").splitlines()
-                        if len(line.split()) > 1 and line.split()[1] == alias
-                    ]
-                    hostfiles.edit_hosts(path, old, self._link_lines(other))
-
-    def _tell(self, record: SandboxRecord) -> None:
-        """Make a sandbox's names known and its resolver serve."""
-        for endpoint in record.endpoints:
-            if self._is_user_defined(endpoint.network_id):
-                self._fabric.netd.request(
-                    "name",
-                    network=endpoint.network_id,
-                    endpoint=endpoint.id,
-                    names=list(endpoint.dns_names),
-                    addresses=endpoint.addresses,
-                )
-        if record.resolver:
-            self._tell_resolver(record)
-
-    def _tell_resolver(self, record: SandboxRecord) -> None:
-        namespace = namespaces.open_path(Path(record.netns))
-        if namespace is None:
-            raise SystemError_(f"network namespace {record.netns} of container {record.name} is gone")
-        places = [
-            {
-                "id": endpoint.network_id,
-                "name": endpoint.network_name,
-                "links": {alias: target for target, alias in map(split_link, endpoint.links)},
-            }
-            for endpoint in record.endpoints
-            if self._is_user_defined(endpoint.network_id)
-        ]
-        outward = any(e.gateway4 or e.gateway6 or e.device_route for e in record.endpoints)
-        servers = list(record.servers) if outward else []
-        try:
-            self._fabric.netd.request(
-                "sandbox", [namespace], sandbox=record.container_id, places=places, servers=servers
-            )
-        finally:
-            os.close(namespace)
+    # -- netd
 
     def tell_netd(self) -> None:
         """Tell a netd everything; what it cannot take, such as a port that was stolen, is logged."""
         for record in self._fabric.sandboxes.values():
             try:
-                self._tell(record)
+                self.naming.tell(record)
                 for port in record.ports:
                     if port.host_port:
-                        self.hold(port)
+                        self._publisher.hold(port)
             except NetdRefused as error:
                 log.error("netd could not take back what container %s has: %s", record.name, error)
             except SystemError_ as error:
                 log.error("%s", error)
-
-    def _is_user_defined(self, network_id: str) -> bool:
-        network = self._fabric.networks.get(network_id)
-        return network is None or user_defined(network)
 
     # -- live changes
 
@@ -557,16 +317,16 @@ class Sandboxes:
                 links.default_routes(inner, record.endpoints)
                 if record.resolver and not before.resolver:
                     lead_to_resolver()
-            record = self._move_ports(record)
+            record = self._publisher.move(record)
             if record.resolver and not before.resolver:
                 names = hostfiles.resolution(
                     fabric.config, record.dns, record.dns_search, record.dns_options, embedded=True
                 )
                 record = replace(record, servers=names.upstream)
-                hostfiles.write(self._folder(container_id) / "resolv.conf", names.conf.text())
+                hostfiles.write(self.naming.folder(container_id) / "resolv.conf", names.conf.text())
             lines = [hostfiles.own_line(a, record.hostname, record.domainname) for a in endpoint.addresses]
-            hostfiles.edit_hosts(self._folder(container_id) / "hosts", endpoint.addresses, lines)
-            self._tell(record)
+            hostfiles.edit_hosts(self.naming.folder(container_id) / "hosts", endpoint.addresses, lines)
+            self.naming.tell(record)
         except BaseException as error:
             if namespace is not None:
                 with contextlib.suppress(OSError, EngineError):
@@ -594,7 +354,7 @@ class Sandboxes:
         endpoint = record.endpoint(network.id)
         if endpoint is None:
             raise SystemError_(f"container {container_id} is not connected to network {network.name}")
-        self._withdraw(endpoint.ports)
+        self._publisher.withdraw(endpoint.ports)
         record = replace(record, endpoints=tuple(e for e in record.endpoints if e.id != endpoint.id))
         fabric.sandboxes[container_id] = record
         with contextlib.suppress(OSError):
@@ -612,13 +372,13 @@ class Sandboxes:
                 ) from error
             finally:
                 os.close(namespace)
-        record = self._move_ports(record)
+        record = self._publisher.move(record)
         fabric.sandboxes[container_id] = record
         fabric.files.put(record)
         with contextlib.suppress(OSError):
-            hostfiles.edit_hosts(self._folder(container_id) / "hosts", endpoint.addresses, ())
+            hostfiles.edit_hosts(self.naming.folder(container_id) / "hosts", endpoint.addresses, ())
         if record.resolver:
-            self._tell_resolver(record)
+            self.naming.tell_resolver(record)
         fabric.give_back([endpoint])
         return endpoint
 
@@ -635,7 +395,7 @@ class Sandboxes:
         record = replace(record, name=new, endpoints=endpoints)
         self._fabric.sandboxes[container_id] = record
         self._fabric.files.put(record)
-        self._tell(record)
+        self.naming.tell(record)
 
 
 def reap(route: RouteSocket, remains: Remains, fabric: Fabric) -> None:
@@ -660,51 +420,6 @@ def remove_links(route: RouteSocket, names: Iterable[str]) -> None:
         pause = min(pause * 2, 0.05)
     found = [link for link in map(route.link, left) if link is not None]
     route.send(delete_link(link.index, link.name) for link in found)
-
-
-def lead_to_resolver() -> None:
-    """Set the rules of the resolver's address in the namespace that the calling thread is in."""
-    nft = Nftables()
-    try:
-        nft.run(_RESOLVER_RULES)
-    except NftablesError as error:
-        raise SystemError_(f"failed to lead {hostfiles.RESOLVER}:53 to the resolver: {error}") from error
-    finally:
-        nft.close()
-
-
-def user_defined(network: NetworkRecord) -> bool:
-    """Whether containers have names in a network; they have none in the default one."""
-    return not network.is_default and network.driver not in ("host", "null")
-
-
-def dns_names(sandbox: SandboxRecord, settings: EndpointSettings) -> tuple[str, ...]:
-    """Return the names an endpoint answers to: the container's, its aliases, its short id, its host name."""
-    names = [sandbox.name, *(settings.aliases or ()), sandbox.container_id[:12], sandbox.hostname]
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-def split_link(link: str) -> tuple[str, str]:
-    """Split "container:alias"; without alias the container's name is it."""
-    target, _, alias = link.partition(":")
-    target = target.rsplit("/", 1)[-1] if target.startswith("/") else target
-    return target, (alias or target).rsplit("/", 1)[-1]
-
-
-def answers_to(sandbox: SandboxRecord, reference: str) -> bool:
-    """Whether a link's target means this container."""
-    return reference == sandbox.name or (len(reference) >= 12 and sandbox.container_id.startswith(reference))
-
-
-def _forget(ports: Iterable[PortBindingRecord]) -> None:
-    """Let UDP clients of ports that come or go start anew."""
-    udp = [port for port in ports if port.proto == "udp"]
-    if udp:
-        forget_udp({port.container_ip for port in udp}, {port.host_port for port in udp if port.host_port})
-
-
-def _with_endpoint(record: SandboxRecord, endpoint: EndpointRecord) -> SandboxRecord:
-    return replace(record, endpoints=tuple(endpoint if e.id == endpoint.id else e for e in record.endpoints))
 
 
 def endpoint_settings(endpoint: EndpointRecord) -> EndpointSettings:
