@@ -27,6 +27,7 @@ class Theme:
     good: str
     warning: str
     bad: str
+    gauge: str
     good_soft: str
     warning_soft: str
     bad_soft: str
@@ -52,6 +53,7 @@ LIGHT = Theme(
     good="#18794e",
     warning="#9a5b00",
     bad="#c0262d",
+    gauge="#d88a06",
     good_soft="#e2f4ea",
     warning_soft="#fdf0d7",
     bad_soft="#fde7e7",
@@ -77,6 +79,7 @@ DARK = Theme(
     good="#5ac98f",
     warning="#f0b354",
     bad="#ff7f7f",
+    gauge="#f0b354",
     good_soft="#16352a",
     warning_soft="#3a2d14",
     bad_soft="#43201f",
@@ -187,9 +190,11 @@ QHeaderView::section {{ background: {theme.surface}; color: {theme.muted}; borde
   padding: 6px 11px; font-weight: 600; font-size: 9pt; }}
 QHeaderView {{ background: {theme.surface}; border: none; }}
 QListWidget#problems::item {{ padding: 3px 6px; }}
-QLineEdit, QSpinBox {{ background: {theme.surface}; border: 1px solid {theme.border}; border-radius: 6px; padding: 5px 8px;
+QLineEdit {{ background: {theme.surface}; border: 1px solid {theme.border}; border-radius: 6px; padding: 5px 8px;
   selection-background-color: {theme.selection}; selection-color: {theme.text}; }}
-QLineEdit:focus, QSpinBox:focus {{ border: 1px solid {theme.accent}; }}
+QLineEdit:focus {{ border: 1px solid {theme.accent}; }}
+QSpinBox QLineEdit, QSpinBox QLineEdit:focus {{ border: none; border-radius: 0; padding: 0; background: transparent; }}
+QSlider {{ min-height: 24px; }}
 QSlider::groove:horizontal {{ height: 4px; border-radius: 2px; background: {theme.border}; }}
 QSlider::sub-page:horizontal {{ height: 4px; border-radius: 2px; background: {theme.accent}; }}
 QSlider::handle:horizontal {{ width: 16px; height: 16px; margin: -7px 0; border-radius: 9px; background: {theme.surface}; border: 2px solid {theme.accent}; }}

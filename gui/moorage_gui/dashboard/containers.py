@@ -146,6 +146,7 @@ class ContainersPage(Page):
             self._chosen = row.id
             self.log.clear()
             self.log_title.setText(f"Log of {row.name}")
+            self.log.setPlaceholderText("Nothing logged yet.")
             self._load_logs()
             self._follow.start()
         self._judge()

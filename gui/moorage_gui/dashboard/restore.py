@@ -21,7 +21,7 @@ def tone(pipe: PipeFill, theme: Theme) -> str:
     """Colour of a bar."""
     if pipe.blocked:
         return theme.bad
-    return theme.warning if pipe.fraction >= ALMOST else theme.accent
+    return theme.gauge if pipe.fraction >= ALMOST else theme.accent
 
 
 def words(pipe: PipeFill) -> str:

@@ -23,7 +23,7 @@ class Amount(QWidget):
         self.field.setAccessibleName(name)
         self.field.setSuffix(suffix)
         self.field.setMinimumWidth(110)
-        self.field.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
+        self.field.setMinimumHeight(30)
         self.field.setAlignment(Qt.AlignmentFlag.AlignRight)
         self.setFocusProxy(self.field)
         self._step = step

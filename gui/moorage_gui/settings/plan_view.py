@@ -62,7 +62,7 @@ class PlanView(QStackedWidget):
         for page in (self._idle, self._problems, self._planned):
             self.addWidget(page)
         self.setMinimumHeight(116)
-        self.setMaximumHeight(190)
+        self.setMaximumHeight(170)
 
     def say_nothing(self, sentence: str) -> None:
         """There is nothing to apply, and why."""
