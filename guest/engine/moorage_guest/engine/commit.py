@@ -10,6 +10,7 @@ from moorage_guest.engine.create import merge_image
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict
+from moorage_guest.images.build.changes import apply_changes
 
 
 async def commit(
@@ -28,7 +29,7 @@ async def commit(
         raise Conflict(f"You cannot commit container {container.id} which is {container.status}")
     wanted = ContainerConfig.model_validate(config)
     merged = merge_image(wanted, container.config.to_api())
-    result = image_config(merged)
+    result = apply_changes(image_config(merged), changes)
     paused = pause and container.status == Status.RUNNING
     if paused:
         await lifecycle.pause(engine, container)

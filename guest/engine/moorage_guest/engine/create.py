@@ -108,6 +108,8 @@ def apply_defaults(host: HostConfig, settings: EngineSettings) -> HostConfig:
         host.memory_swap = host.memory * 2
     if host.oom_kill_disable is None and settings.cgroup_version == "1":
         host.oom_kill_disable = False
+    if host.memory_swappiness == -1:
+        host.memory_swappiness = None
     if host.pids_limit is not None and host.pids_limit <= 0:
         host.pids_limit = None
     if not host.log_config.type:
