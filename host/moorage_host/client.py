@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -310,7 +310,7 @@ class AsyncClient:
         """Where everything stands."""
         return await self.call("status", MachineStatus)
 
-    async def watch(self) -> AsyncIterator[MachineStatus]:
+    async def watch(self) -> AsyncGenerator[MachineStatus, None]:
         """The status now and on every change, until the backend ends (HostError)."""
         async with self._request("watch", None) as response:
             async for text in response.content:

@@ -36,7 +36,7 @@ from moorage_host.settings import Settings
 logger = logging.getLogger(__name__)
 
 READY_DEADLINE = 180.0
-STOP_TIMEOUT = 30.0  # seconds that containers get; then the machine gets a little longer to power off
+STOP_TIMEOUT = 15.0  # seconds that containers get, as with dockerd; then the machine gets a little longer to power off
 CLOCK_PERIOD = 10.0
 STEADY = 1.0
 EAGER = 0.05  # until the guest answers

@@ -36,6 +36,12 @@ class Forwarder:
         self._thread = threading.Thread(target=self._accept, name=f"forward {name}", daemon=True)
         self._thread.start()
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where a TCP forwarder listens."""
+        name: tuple[str, int] = self._listener.getsockname()[:2]
+        return name
+
     def _accept(self) -> None:
         while True:
             try:
