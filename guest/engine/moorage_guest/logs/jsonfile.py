@@ -8,6 +8,7 @@ together carry the same time, so they differ in nothing but their text.
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from moorage_guest.logs.formats import STDERR, STDOUT, STREAM_NAMES, Run
 from moorage_guest.logs.records import Cut
@@ -108,16 +109,31 @@ class JsonFile:
 
     def decode(self, block: bytes) -> Iterator[Run]:
         """See `Format.decode`."""
-        position = 0
-        while position < len(block):
-            end = block.index(b"\n", position) + 1
-            run = _decode_run(block, position, end)
-            if run is None:
-                run = _decode_record(block[position:end], end)
+        lines = block.split(b"\n")
+        index, end = 0, 0
+        while index < len(lines) - 1:
+            line = lines[index]
+            tail = _tail_of(line)
+            if tail is not None:
+                # All records that came together have the same end: their text is what differs.
+                after = index + 1
+                whole = b"\\n" + tail.text
+                if line.endswith(whole):
+                    while lines[after].endswith(whole):
+                        after += 1
+                width = -len(whole)
+                texts = [each[len(_OPEN) : width] for each in lines[index:after]]
+                data = _join(texts, line, tail)
+                if data is not None:
+                    end += sum(map(len, lines[index:after])) + after - index
+                    yield Run(tail.stream, tail.time_ns, data, tail.attributes, end)
+                    index = after
+                    continue
+            end += len(line) + 1
+            index += 1
+            run = _decode_record(line, end)
             if run is not None:
                 yield run
-                end = run.end
-            position = end
 
     def align(self, block: bytes) -> int | None:
         """See `Format.align`."""
@@ -149,47 +165,49 @@ def _ends_line(block: bytes, start: int, end: int) -> bool:
     return cut < 0 or block.endswith(b"\\n", start, cut)
 
 
-def _decode_run(block: bytes, start: int, end: int) -> Run | None:
-    """Decode the record at ``start`` and those after it with the same stream and time, all at once."""
-    if not block.startswith(_OPEN, start):
+@dataclass(frozen=True)
+class _Tail:
+    """The end of a record, from the closing quote of its text on, and what it says."""
+
+    text: bytes
+    stream: int
+    time_ns: int
+    attributes: Mapping[str, str]
+
+
+def _tail_of(line: bytes) -> _Tail | None:
+    """Take apart the end of a record as `encode` writes it; None if it is written differently."""
+    cut = line.find(_STREAM)
+    if cut < 0 or not line.startswith(_OPEN) or not line.endswith(b'"}'):
         return None
-    cut = block.find(_STREAM, start, end)
-    if cut < 0:
+    text = line[cut:]
+    name_end = text.find(b'"', len(_STREAM))
+    time_start = text.rfind(b'"time":"')
+    name = text[len(_STREAM) : name_end]
+    if time_start <= name_end or name not in (b"stdout", b"stderr"):
         return None
-    tail = block[cut:end]
-    name_end = tail.find(b'"', len(_STREAM))
-    time_start = tail.rfind(b'"time":"')
-    if time_start < 0 or not tail.endswith(b'"}\n'):
-        return None
-    stream = STDERR if tail[len(_STREAM) : name_end] == b"stderr" else STDOUT
     attributes: Mapping[str, str] = {}
     try:
-        time_ns = parse(tail[time_start + 8 : -3].decode())
-        if tail[name_end + 1 : time_start] != b",":
-            attributes = json.loads(b"{" + tail[name_end + 2 : time_start - 1] + b"}")["attrs"]
-        last = _run_end(block, end, tail)
-        between = tail + _OPEN
-        text = block[start + len(_OPEN) : last - len(tail)]
-        data = unescape(text.replace(between, b"") if last > end else text)
+        time_ns = parse(text[time_start + 8 : -2].decode())
+        if text[name_end + 1 : time_start] != b",":
+            attributes = json.loads(b"{" + text[name_end + 2 : time_start - 1] + b"}")["attrs"]
     except (ValueError, KeyError):
         return None
-    return Run(stream, time_ns, data, attributes, last)
+    return _Tail(text, STDERR if name == b"stderr" else STDOUT, time_ns, attributes)
 
 
-def _run_end(block: bytes, end: int, tail: bytes) -> int:
-    """Return where the records from ``end`` on stop ending in ``tail``."""
-    step = 8192
-    while end < len(block):
-        line_end = block.index(b"\n", end) + 1
-        if not block.endswith(tail, end, line_end) or not block.startswith(_OPEN, end):
-            break
-        last = block.rfind(tail, line_end, line_end + step)
-        far = last + len(tail)
-        if last >= 0 and block.count(b"\n", line_end, far) == block.count(tail, line_end, far):
-            line_end = far
-            step = min(step * 4, 1 << 20)
-        end = line_end
-    return end
+def _join(texts: list[bytes], first: bytes, tail: _Tail) -> bytes | None:
+    """Return the bytes of records that end in a newline, or of a single one that does not; None if it is malformed."""
+    try:
+        if first.endswith(b"\\n" + tail.text):
+            data = b"\n".join(texts) + b"\n"
+            if b"\\" not in data:
+                return data
+            if len(texts) > 1:
+                return unescape(data)
+        return unescape(first[len(_OPEN) : -len(tail.text)])
+    except ValueError:
+        return None
 
 
 def _decode_record(line: bytes, end: int) -> Run | None:

@@ -8,6 +8,7 @@ import asyncio
 import bisect
 import contextlib
 import gzip
+import operator
 import os
 import struct
 import time
@@ -26,7 +27,8 @@ from moorage_guest.logs.times import fixed_text
 BLOCK = 256 * 1024
 
 _FRAME = struct.Struct("!BxxxI")
-_HEADS = {stream: [_FRAME.pack(stream, length) for length in range(1025)] for stream in (1, 2)}
+#: The head of a frame with a line of so many bytes and a newline.
+_HEADS = {stream: [_FRAME.pack(stream, length + 1) for length in range(1024)] for stream in (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,15 @@ def frame(stream: int, data: bytes) -> bytes:
 
 def frame_lines(stream: int, data: bytes) -> bytes:
     """Return ``data`` as frames of one line each, as dockerd sends them."""
-    heads = _HEADS[stream]
     lines = data.split(b"\n")
     last = lines.pop()
-    framed = b"".join(
-        [(heads[len(line) + 1] if len(line) < 1024 else _FRAME.pack(stream, len(line) + 1)) + line + b"\n"
-         for line in lines]
-    )  # fmt: skip
+    heads = _HEADS[stream]
+    try:
+        framed = b"\n".join(map(operator.add, map(heads.__getitem__, map(len, lines)), lines))
+    except IndexError:  # a long line
+        framed = b"\n".join([_FRAME.pack(stream, len(line) + 1) + line for line in lines])
+    if lines:
+        framed += b"\n"
     return framed + frame(stream, last) if last else framed
 
 
