@@ -112,8 +112,8 @@ class Harness:
     async def _no_shims(self) -> bool:
         return not await self.agent.shim_ids()
 
-    async def close(self) -> None:
-        """End all containers, the agent, and remove the files and cgroups."""
+    async def end_containers(self) -> None:
+        """End all containers and shims, also those whose shim died."""
         for shim in self.shims:
             shim.close()
         with contextlib.suppress(Exception):
@@ -125,13 +125,17 @@ class Harness:
                 await self.agent.bury(container_id)
         with contextlib.suppress(Exception):
             await until("the shims to end", self._no_shims)
+        remove_cgroups(self.name)
+
+    async def close(self) -> None:
+        """End all containers, the agent, and remove the files."""
+        await self.end_containers()
         pid = agent_pid(self.exec_root)
         await self.agent.close()
         if pid:
             await end_process(pid, signal.SIGTERM)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 -- it has ended
-        remove_cgroups(self.name)
         shutil.rmtree(self.root)
 
 

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -135,7 +134,7 @@ class Supervised:
 
     async def harness(self) -> Harness:
         """Return a harness that starts containers through this agent, beside the real daemon."""
-        agent = await Agent.connect(self.exec_root, data_root=self.data_root, start_if_missing=False)
+        agent = await Agent.connect(self.exec_root, data_root=self.data_root, start_if_missing=False, role="test")
         return Harness(self.root, agent, self.root.name)
 
     async def kill(self) -> None:
@@ -193,8 +192,3 @@ def socket_inode(path: Path) -> int:
     """Return the inode of a socket file."""
     assert path.is_socket()
     return path.stat().st_ino
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Return a connected pair of stream sockets."""
-    return socket.socketpair()

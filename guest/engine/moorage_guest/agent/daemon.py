@@ -15,12 +15,12 @@ from pathlib import Path
 
 from moorage_guest.agent.engines import Engines
 from moorage_guest.agent.forking import spawn_program
+from moorage_guest.agent.jsonfile import write_json
 from moorage_guest.agent.logfile import LogFile
 from moorage_guest.agent.service import peer_pid
 from moorage_guest.agent.streams import Streams
 from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.connection import Connection, Request
-from moorage_guest.shim.container import write_json
 from moorage_guest.shim.loop import READ, Loop
 
 #: A daemon that ends before it is ready this many times in a row counts as failed (and is tried on, ever more seldom).
@@ -213,8 +213,10 @@ class Daemon:
         """A daemon or a zygote introduces itself."""
         if request.params.get("role") == "zygote":
             self._zygote_hello(connection, request)
-        else:
+        elif request.params.get("role") == "moored":
             self._moored_hello(connection, request)
+        else:  # somebody who only wants shims
+            request.answer({"supervised": False, "pid": os.getpid(), "streams": []})
 
     def closed(self, connection: Connection) -> None:
         """A connection has ended; whether its process has is noticed separately."""

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from moorage_guest.shim.container import write_json
+from moorage_guest.agent.jsonfile import write_json
 
 _VERSION = re.compile(r"""^ENGINE_VERSION\s*(?::\s*\w+\s*)?=\s*["'](\d+\.\d+\.\d+)["']""", re.MULTILINE)
 _TOP = ("moorage_guest", "moorage_contract")

@@ -20,7 +20,8 @@ _KEPT = 3
 def fork_helper(run: Callable[[int], None], errors: Path, keep: int = -1) -> int:
     """Fork; in the child call `run(descriptor)` with /dev/null as stdio and no other descriptor. Return the child's pid.
 
-    The descriptor is that of `keep` (-1: there is none). What `run` raises or prints to stderr goes to the file `errors`.
+    The descriptor is that of `keep` (-1: there is none). Signals stay as the agent has them, which is: none ends it; resetting
+    them here would cost each shim 300 KB of memory. What `run` raises or prints to stderr goes to the file `errors`.
     """
     pid = os.fork()
     if pid:
@@ -29,8 +30,6 @@ def fork_helper(run: Callable[[int], None], errors: Path, keep: int = -1) -> int
     try:
         gc.freeze()
         signal.set_wakeup_fd(-1)
-        for caught in RESET_SIGNALS:
-            signal.signal(caught, signal.SIG_DFL)
         if keep >= 0:
             _move(keep, _KEPT)
         os.closerange(_KEPT if keep < 0 else _KEPT + 1, 1 << 20)

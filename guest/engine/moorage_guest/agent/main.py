@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moorage_guest.agent.logfile import LogFile
 from moorage_guest.agent.netd import Netd
+from moorage_guest.agent.rehearsal import rehearse
 from moorage_guest.agent.service import Service
 from moorage_guest.agent.shims import Shims
 from moorage_guest.shim import kernel
@@ -66,7 +67,8 @@ def _private(exec_root: Path) -> int:
     os.close(told)
     os.setsid()
     kernel.set_name("moorage-agent")
-    for number in (signal.SIGHUP, signal.SIGPIPE):
+    kernel.become_subreaper()  # for what a dead shim leaves
+    for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     loop = Loop(log)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,6 +76,7 @@ def _private(exec_root: Path) -> int:
     loop.on_signal = lambda _number: loop.stop()
     shims = Shims(loop, exec_root, log)
     service = Service(loop, exec_root, shims, Netd(loop, exec_root, log), log)
+    rehearse(loop, exec_root)
     shims.find()
 
     def look_idle(was_idle: bool) -> None:

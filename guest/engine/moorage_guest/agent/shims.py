@@ -12,14 +12,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from moorage_guest.agent.forking import fork_helper
+from moorage_guest.agent.jsonfile import write_json
 from moorage_guest.agent.logfile import SHIM_LOG_BYTES, LogFile
 from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.connection import Refused
-from moorage_guest.shim.container import Spec, write_json
+from moorage_guest.shim.container import Spec
 from moorage_guest.shim.loop import READ, Loop
 from moorage_guest.shim.main import serve
 from moorage_guest.shim.runtime import Runtime, RuntimeFailed
@@ -60,12 +62,16 @@ class Shims:
         return self._folder / container_id
 
     def record(self, container_id: str) -> dict[str, Any]:
-        """Return shim.json, {} when there is none or it cannot be read."""
-        try:
-            record = json.loads((self.folder(container_id) / "shim.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        """Return what the files of a shim say (shim.json is the agent's, state.json the shim's), {} when nothing."""
+        record: dict[str, Any] = {}
+        for name in ("shim.json", "state.json"):
+            try:
+                part = json.loads((self.folder(container_id) / name).read_text())
+            except (OSError, ValueError):
+                continue
+            if isinstance(part, dict):
+                record.update(part)
+        return record
 
     def find(self) -> None:
         """Take over the shims that run already, and clean up after those that died meanwhile."""
@@ -99,6 +105,8 @@ class Shims:
 
         with listener:
             pid = fork_helper(run, log.path, listener.fileno())
+        record = {"shim_pid": pid, "shim_start_time": kernel.start_time(pid), "spec": asdict(spec)}
+        write_json(folder / "shim.json", record)
         self._running[spec.container_id] = pid
         self._loop.on_child(pid, lambda code: self._ended(spec.container_id, pid, code))
         self.on_change()
@@ -200,7 +208,7 @@ class Shims:
             if folder.exists():
                 if not record.get("exit"):
                     record["exit"] = {"code": KILLED, "at_ns": time.time_ns(), "oom": False}
-                write_json(folder / "shim.json", record)
+                write_json(folder / "state.json", {"pid": record.get("pid", 0), "exit": record["exit"]})
             for done in self._dying.pop(container_id):
                 done()
             self.on_change()

@@ -17,6 +17,7 @@ from moorage_guest.agent.host import HostServer
 from moorage_guest.agent.logfile import LogFile
 from moorage_guest.agent.methods import Methods
 from moorage_guest.agent.netd import Netd
+from moorage_guest.agent.rehearsal import rehearse
 from moorage_guest.agent.service import Service
 from moorage_guest.agent.shims import Shims
 from moorage_guest.agent.upgrade import Upgrade
@@ -137,6 +138,7 @@ class Supervisor:
         self._log(f"agent {os.getpid()} begins, engine {self._engines.version_of(self._engines.current)}")
         self._shims.find()
         self._daemon.begin()
+        rehearse(self._loop, self._exec_root)  # meanwhile the zygote imports
         self._loop.later(_LOG_INTERVAL, self._look_at_log)
         self._log.redirect_stdio()
         gc.collect()

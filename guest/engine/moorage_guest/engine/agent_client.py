@@ -107,6 +107,7 @@ class Agent:
     exec_root: ExecRoot
     data_root: DataRoot
     start_if_missing: bool
+    role: str
     supervised: bool = False
     _channel: Channel | None = None
     _connected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -119,12 +120,16 @@ class Agent:
     _closed: bool = False
 
     @classmethod
-    async def connect(cls, exec_root: ExecRoot, *, data_root: DataRoot, start_if_missing: bool = True) -> Self:
+    async def connect(
+        cls, exec_root: ExecRoot, *, data_root: DataRoot, start_if_missing: bool = True, role: str = "moored"
+    ) -> Self:
         """Connect to the agent under `exec_root`; when none answers and `start_if_missing`, start a private one.
+
+        With another `role` than the daemon's, a supervising agent gives shims and nothing else.
 
         Raises ShimError when there is none or it does not come up.
         """
-        agent = cls(exec_root, data_root, start_if_missing)
+        agent = cls(exec_root, data_root, start_if_missing, role)
         await agent._open()
         return agent
 
@@ -284,7 +289,7 @@ class Agent:
             await asyncio.sleep(0.02)
         channel = Channel(sock, self._event, self._lost)
         try:
-            hello = await channel.request("hello", {"role": "moored", "listener": self._listener is not None, "ready": self._was_ready},
+            hello = await channel.request("hello", {"role": self.role, "listener": self._listener is not None, "ready": self._was_ready},
                                           fds=[] if self._listener is None else [self._listener])  # fmt: skip
             self.supervised = bool(hello.body["result"]["supervised"])
             wire.close_all(hello.fds)

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Exit:
     at_ns: int
     oom: bool
 
+    def record(self) -> dict[str, Any]:
+        """Return it as the protocol and state.json have it."""
+        return {"code": self.code, "at_ns": self.at_ns, "oom": self.oom}
+
 
 class Container:
     """`run` once; then the first process runs until `exit` is set. Files are kept in `folder` for agent and daemon."""
@@ -59,8 +63,8 @@ class Container:
         self.exit: Exit | None = None
         self.size = (0, 0)
         self._started = False
-        self._freezer: Path | None = None
-        self._memory: Path | None = None
+        self._freezer = ""
+        self._memory = ""
         self._numbers = (STDOUT,) if spec.tty else (STDOUT, STDERR)
         self._a = {number: kernel.pipe_of_fixed_size() for number in self._numbers}
         self._b = {number: kernel.pipe_of_fixed_size() for number in self._numbers}
@@ -75,7 +79,6 @@ class Container:
         self._waiting_for_stdin: list[tuple[Client, bytes]] = []
         if self.stdin is not None:
             self.stdin.on_room = self._stdin_room
-        self.save()
 
     # -- what the daemon asks -----------------------------------------------------------------------------------------
 
@@ -109,7 +112,7 @@ class Container:
         if self._started:
             raise ValueError(f"container {self.spec.container_id} was started before; a shim starts it only once")
         self._started = True
-        pid_file = self._folder / "container.pid"
+        pid_file = f"{self._folder}/container.pid"
         arguments = ["run", "--detach", f"--bundle={bundle}", f"--pid-file={pid_file}"]
         console = Console(self._folder, "pty") if self.spec.tty else None
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -130,13 +133,24 @@ class Container:
                 master = console.take()
                 console.close()
             if failure is None:
-                self._begin(int(pid_file.read_text()), master, _cgroup_path(bundle))
+                self._begin(int(kernel.read_small(pid_file)), master, bundle)
             else:
                 self._fail()
-            pid_file.unlink(missing_ok=True)
+            kernel.remove(pid_file)
             done(failure)
 
         self._runtime.start([*arguments, self.spec.container_id], stdio, finished)
+
+    def close(self) -> None:
+        """Close the pipes of a container that was never started."""
+        self._close_write_ends()
+        for number in self._numbers:
+            for fd in (self._a[number][0], *self._b[number]):
+                os.close(fd)
+        if self._stdin_read >= 0:
+            os.close(self._stdin_read)
+        if self.stdin is not None:
+            self.stdin.abandon()
 
     def resize(self, rows: int, columns: int) -> bool:
         """Set the terminal's size, remembered when there is none yet; False when the container has no tty."""
@@ -171,9 +185,10 @@ class Container:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def _begin(self, pid: int, master: int | None, fallback: str) -> None:
+    def _begin(self, pid: int, master: int | None, bundle: str) -> None:
         self.pid = pid
         self.started_ns = time.time_ns()
+        fallback = "" if kernel.start_time(pid) else _cgroup_path(bundle)
         self._freezer = kernel.cgroup_folder(pid, "freezer", fallback)
         self._memory = kernel.cgroup_folder(pid, "memory", fallback)
         if master is not None:
@@ -209,7 +224,7 @@ class Container:
         self.save()
         if self.stdin is not None:
             self.stdin.abandon()
-        self._emit({"event": "exited", **asdict(self.exit)})
+        self._emit({"event": "exited", **self.exit.record()})
 
     def _stdin_room(self) -> None:
         for client in self.attachments.clients():
@@ -252,37 +267,21 @@ class Container:
     # -- on disk ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write shim.json: all that is needed to find, or bury, this container without its shim."""
-        record = {
-            "protocol": PROTOCOL,
-            "shim_pid": os.getpid(),
-            "shim_start_time": kernel.start_time(os.getpid()),
-            "spec": asdict(self.spec),
-            "pid": self.pid,
-            "start_time": kernel.start_time(self.pid) if self.running else 0,
-            "started_ns": self.started_ns,
-            "exit": asdict(self.exit) if self.exit is not None else None,
-        }
-        write_json(self._folder / "shim.json", record)
+        """Write state.json: with the agent's shim.json all that is needed to find, or bury, this container."""
+        ended = "null" if self.exit is None else json.dumps(self.exit.record())
+        start = kernel.start_time(self.pid) if self.running else 0
+        text = f'{{"pid":{self.pid},"start_time":{start},"started_ns":{self.started_ns},"exit":{ended}}}'
+        kernel.replace_small(f"{self._folder}/state.json", text.encode())
 
     def status(self) -> dict[str, Any]:
         """Return the container's part of the status."""
         return {
             "protocol": PROTOCOL, "container_id": self.spec.container_id, "shim_pid": os.getpid(), "pid": self.pid,
-            "started_ns": self.started_ns, "exit": asdict(self.exit) if self.exit is not None else None,
+            "started_ns": self.started_ns, "exit": self.exit.record() if self.exit is not None else None,
             "paused": self.paused, "tty": self.spec.tty, "open_stdin": self.spec.open_stdin,
             "stdin_open": self.stdin is not None and not self.stdin.closed, "attached": self.attachments.count,
             "size": list(self.size), "labels": self.spec.labels,
         }  # fmt: skip
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Replace a file (0600) as a whole; it lives on tmpfs, so nothing is synced."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump(record, stream)
-    temporary.rename(path)
 
 
 def _cgroup_path(bundle: str) -> str:

@@ -59,8 +59,8 @@ class ExecSession:
     def start(self, folder: Path, container_id: str, done: Callable[[RuntimeFailed | None], None]) -> None:
         """Start the process; its description is exec-ID.json in the shim's folder, removed here."""
         name = self.options.exec_id
-        file = folder / f"exec-{name}.json"
-        pid_file = folder / f"exec-{name}.pid"
+        file = f"{folder}/exec-{name}.json"
+        pid_file = f"{folder}/exec-{name}.pid"
         arguments = ["exec", "--detach", f"--process={file}", f"--pid-file={pid_file}"]
         console = Console(folder, f"e{name[:12]}") if self.options.tty else None
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -88,14 +88,14 @@ class ExecSession:
             if console is not None:
                 master = console.take()
                 console.close()
-            file.unlink(missing_ok=True)
+            kernel.remove(file)
             if failure is None:
-                self._begin(int(pid_file.read_text()), ours, master)
+                self._begin(int(kernel.read_small(pid_file)), ours, master)
             else:
                 for number in ours:
                     os.close(number)
                 self._abandon()
-            pid_file.unlink(missing_ok=True)
+            kernel.remove(pid_file)
             done(failure)
 
         self._runtime.start([*arguments, container_id], stdio, finished)

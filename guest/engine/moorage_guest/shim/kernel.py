@@ -1,9 +1,9 @@
 """System calls that Python 3.11 lacks, for agent and shim."""
 
-import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 import termios
@@ -39,9 +39,16 @@ def set_name(name: str) -> None:
     _check(_libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0), "prctl(PR_SET_NAME)")
 
 
+@functools.cache
 def is_hybrid_cgroup() -> bool:
     """Whether cgroup v1 hierarchies are used beside an (unused) v2 one, which crun refuses."""
-    return Path("/sys/fs/cgroup/unified/cgroup.controllers").exists()
+    return os.access("/sys/fs/cgroup/unified/cgroup.controllers", os.F_OK)
+
+
+@functools.cache
+def is_unified_cgroup() -> bool:
+    """Whether there is cgroup v2 alone."""
+    return os.access("/sys/fs/cgroup/cgroup.controllers", os.F_OK)
 
 
 def hide_unified_cgroup() -> None:
@@ -79,56 +86,75 @@ def trim(path: Path) -> int:
     return int(struct.unpack("QQQ", answer)[1])
 
 
+def read_small(path: str) -> bytes:
+    """Return a small file's content, b"" when there is none. Without Python's io layers, which would cost every shim memory."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, 16384)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def replace_small(path: str, data: bytes) -> None:
+    """Replace a file (0600) as a whole; for tmpfs, so nothing is synced."""
+    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+    os.rename(path + ".new", path)  # noqa: PTH104 -- see read_small
+
+
+def remove(path: str) -> None:
+    """Remove a file; quietly when there is none."""
+    try:
+        os.unlink(path)  # noqa: PTH108 -- see read_small
+    except FileNotFoundError:
+        pass
+
+
 def start_time(pid: int) -> int:
     """Return a process's start time in clock ticks since boot: with the pid it names a process. 0 when there is none."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    return 0
+    fields = read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else 0
 
 
 def state(pid: int) -> str:
     """Return the letter of a process's state; "" when there is none."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return ""
+    fields = read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return fields[0].decode() if fields else ""
 
 
-def cgroup_folder(pid: int, controller: str, fallback: str) -> Path | None:
-    """Return the cgroup folder of a process: on v2 its only one, on v1 that of `controller`.
+def cgroup_folder(pid: int, controller: str, fallback: str) -> str:
+    """Return the cgroup folder of a process: on v2 its only one, on v1 that of `controller`; "" when not known.
 
     `fallback` is its path below the hierarchy's root, for a process that is gone already ("" when not known).
     """
-    root = Path("/sys/fs/cgroup")
-    unified = (root / "cgroup.controllers").exists()
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            number, names, path = line.split(":", 2)
-            if (number == "0") if unified else (controller in names.split(",")):
-                return (root if unified else root / controller) / path.lstrip("/")
-    if fallback:
-        return (root if unified else root / controller) / fallback.lstrip("/")
-    return None
+    root = "/sys/fs/cgroup" if is_unified_cgroup() else f"/sys/fs/cgroup/{controller}"
+    for line in read_small(f"/proc/{pid}/cgroup").decode().splitlines():
+        number, names, path = line.split(":", 2)
+        if (number == "0") if is_unified_cgroup() else (controller in names.split(",")):
+            return root + path
+    return f"{root}/{fallback.lstrip('/')}" if fallback else ""
 
 
-def is_frozen(folder: Path | None) -> bool:
+def is_frozen(folder: str) -> bool:
     """Whether a cgroup (v2, or v1's freezer) is frozen."""
-    if folder is None:
-        return False
-    with contextlib.suppress(OSError):
-        return "frozen 1" in (folder / "cgroup.events").read_text()
-    with contextlib.suppress(OSError):
-        return (folder / "freezer.state").read_text().strip() in ("FROZEN", "FREEZING")
-    return False
+    if is_unified_cgroup():
+        return b"frozen 1" in read_small(folder + "/cgroup.events")
+    return read_small(folder + "/freezer.state").strip() in (b"FROZEN", b"FREEZING")
 
 
-def was_oom_killed(folder: Path | None) -> bool:
+def was_oom_killed(folder: str) -> bool:
     """Whether the kernel has killed for memory in a cgroup (v2, or v1's memory)."""
-    if folder is None:
-        return False
-    for name in ("memory.events", "memory.oom_control"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in (folder / name).read_text().splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill":
-                    return int(value) > 0
+    name = "/memory.events" if is_unified_cgroup() else "/memory.oom_control"
+    for line in read_small(folder + name).splitlines():
+        key, _, value = line.partition(b" ")
+        if key == b"oom_kill":
+            return int(value) > 0
     return False

@@ -57,7 +57,8 @@ class Loop:
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
-        signal.signal(signal.SIGCHLD, _noted)
+        if not _caught:  # a fork of a process with a loop has it already
+            catch(signal.SIGCHLD)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self.watch(self._woken.fileno(), READ, self._wake)
 
@@ -186,4 +187,9 @@ def _noted(_number: int, _frame: FrameType | None) -> None:
 
 def catch(number: int) -> None:
     """Have a signal reported to `Loop.on_signal`."""
+    _caught.add(number)
     signal.signal(number, _noted)
+
+
+#: Signals of this process that have a handler of ours; forks inherit both.
+_caught: set[int] = set()

@@ -1,7 +1,6 @@
 """A shim's life after the agent has forked it: forget the agent, serve one container, end with it."""
 
 import os
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,6 @@ def serve(listener: socket.socket, spec: Spec, runtime_root: Path, folder: Path,
     os.chdir(folder)
     kernel.become_subreaper()
     kernel.set_name("moorage-shim")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     loop = Loop(log)
     Server(loop, listener, spec, runtime_root, folder)
     loop.run()

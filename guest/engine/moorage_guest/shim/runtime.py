@@ -55,7 +55,7 @@ class Runtime:
     ) -> int:
         """Start `runtime ARGUMENTS` with these three descriptors and return its pid; `done` is called when it ended."""
         self._number += 1
-        log = self._folder / f"runtime-{self._number}.log"
+        log = f"{self._folder}/runtime-{self._number}.log"
         argv = [self._base[0], f"--log={log}", "--log-format=json", *self._base[1:], *arguments]
         pid = os.fork()
         if pid == 0:
@@ -63,7 +63,7 @@ class Runtime:
         self._loop.on_child(pid, lambda code: self._ended(code, argv, log, done))
         return pid
 
-    def _child(self, argv: list[str], stdio: tuple[int, int, int], log: Path) -> NoReturn:
+    def _child(self, argv: list[str], stdio: tuple[int, int, int], log: str) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
             for number in RESET_SIGNALS:
@@ -78,16 +78,14 @@ class Runtime:
                 json.dump({"level": "error", "msg": f"cannot run {argv[0]}: {error}"}, stream)
         os._exit(127)
 
-    def _ended(self, code: int, argv: list[str], log: Path, done: Callable[[RuntimeFailed | None], None]) -> None:
-        try:
-            message = last_message(log.read_text(errors="replace"))
-        except OSError:
-            message = ""
-        log.unlink(missing_ok=True)
+    def _ended(self, code: int, argv: list[str], log: str, done: Callable[[RuntimeFailed | None], None]) -> None:
         if code == 0:
+            kernel.remove(log)
             done(None)
-        else:
-            done(RuntimeFailed(message or f"{argv[0]} ended with status {code} without saying why"))
+            return
+        message = last_message(kernel.read_small(log).decode(errors="replace"))
+        kernel.remove(log)
+        done(RuntimeFailed(message or f"{argv[0]} ended with status {code} without saying why"))
 
 
 def last_message(text: str) -> str:
