@@ -8,10 +8,11 @@ from typing import Any
 from moorage_contract.daemon_config import DaemonConfig, as_json
 
 from moorage_guest import sysinfo
-from moorage_guest.api import container_streams, containers, exec, images, networks, off, system, volumes
+from moorage_guest.api import build, container_streams, containers, exec, images, networks, off, system, volumes
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore
+from moorage_guest.engine.buildsteps import ContainerSteps
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.shims import Agent
 from moorage_guest.engineconfig import SettingsError, engine_settings, net_config, registry_settings
@@ -79,6 +80,7 @@ class Graph:
             *containers.routes(self.containers),
             *exec.routes(self.containers),
             *images.routes(self.images),
+            *build.routes(self.images, self.layers, ContainerSteps(self.containers)),
             *networks.routes(self.networks, self.containers),
             *volumes.routes(self.volumes),
             *off.routes(lambda: self.config.current.live_restore),

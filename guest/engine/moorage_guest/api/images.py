@@ -257,11 +257,15 @@ async def streamed(
             await work(progress)
         except (EngineError, OSError) as error:
             failed.append(error)
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.path)
+            failed.append(error)
         finally:
             progress.end()
 
     task = asyncio.get_running_loop().create_task(run(), name=f"{request.method} {request.path}")
     response: web.StreamResponse | None = None
+    watcher = asyncio.get_running_loop().create_task(_until_gone(request, task), name="client of a stream")
     try:
         async for lines in progress.lines():
             if response is None:
@@ -269,9 +273,9 @@ async def streamed(
             await response.write(lines)
         await task
     finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        watcher.cancel()
+        task.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
     if failed:
         log.info("%s %s: %s", request.method, request.path, failed[0])
         if response is None:
@@ -281,6 +285,13 @@ async def streamed(
         response = await stream_response(request, content_type)
     await response.write_eof()
     return response
+
+
+async def _until_gone(request: ApiRequest, task: "asyncio.Task[None]") -> None:
+    """Cancel the work when the client closes its connection."""
+    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- there is no event for it
+        await asyncio.sleep(0.2)
+    task.cancel()
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

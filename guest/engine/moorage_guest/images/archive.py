@@ -217,8 +217,11 @@ class TreeWriter:
     new_folder_owner: tuple[int, int] = (0, 0)
     _times: dict[str, int] = field(default_factory=dict)
 
-    def put(self, entry: Entry, source: BufferedSource | None) -> None:
-        """Write one entry; the content of a file is taken from ``source``, padding included. Raises TarError, OSError."""
+    def put(self, entry: Entry, source: BufferedSource | int | None) -> None:
+        """Write one entry. Raises TarError, OSError.
+
+        The content of a file is taken from ``source``, padding included, or is that of the open file ``source``.
+        """
         parts = [part for part in entry.name.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise TarError(f'"{entry.name}" is outside of "{self.folder}"')
@@ -243,7 +246,7 @@ class TreeWriter:
             make_folders(self.root, path, self.chown or self.new_folder_owner)
             return open_in_root(self.root, path.lstrip("/") or ".", _DIRECTORY)
 
-    def _put(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | None, path: str) -> None:
+    def _put(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | int | None, path: str) -> None:
         exists = self._clear(folder, leaf, entry)
         mode = entry.mode if self.chmod is None or entry.kind == SYMLINK else self.chmod
         if entry.kind == REGULAR:
@@ -296,19 +299,21 @@ class TreeWriter:
             os.unlink(leaf, dir_fd=folder)
         return False
 
-    def _file(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | None, mode: int) -> None:
+    def _file(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | int | None, mode: int) -> None:
         out = os.open(leaf, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
-            left = entry.size
+            if isinstance(source, int):
+                _copy_content(source, out, entry.size)
+            left = 0 if isinstance(source, int) else entry.size
             while left:
-                assert source is not None
+                assert isinstance(source, BufferedSource)
                 data = source.piece(min(left, 1 << 20))
                 if not data:
                     raise TarError("unexpected EOF")
                 left -= len(data)
                 while data:
                     data = data[os.write(out, data) :]
-            if source is not None:
+            if isinstance(source, BufferedSource):
                 source.skip(-entry.size % 512)
                 entry.size = -1
             uid, gid = self.chown or (entry.uid, entry.gid)
@@ -327,6 +332,20 @@ class TreeWriter:
         for path, mtime_ns in sorted(self._times.items(), reverse=True):
             with contextlib.suppress(OSError), opened(self.root, path, os.O_RDONLY | os.O_DIRECTORY) as folder:
                 os.utime(folder, ns=(mtime_ns, mtime_ns))
+
+
+def _copy_content(source: int, target: int, size: int) -> None:
+    offset = 0
+    while offset < size:
+        try:
+            done = os.copy_file_range(source, target, min(size - offset, 16 << 20), offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            done = os.write(target, os.pread(source, 1 << 20, offset))
+        if not done:
+            return
+        offset += done
 
 
 def make_folders(root: int, path: str, owner: tuple[int, int] = (0, 0), mode: int = 0o755) -> None:

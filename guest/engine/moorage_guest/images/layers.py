@@ -290,8 +290,101 @@ class Layers:
                 chain_base=record["chain"],
             )  # fmt: skip
 
+    async def change(self, chain: Sequence[str], owner: str, work: Callable[[Path], None]) -> LayerBlob | None:
+        """Let ``work`` change a root file system made of ``chain`` and return the new layer, held by ``owner``.
+
+        ``work`` runs in a thread. None when it changed nothing. What it raises goes on, with nothing left behind.
+        """
+        return await self._run(self._change, list(chain), owner, work)
+
+    def _change(self, chain: list[str], owner: str, work: Callable[[Path], None]) -> LayerBlob | None:
+        folder = Path(tempfile.mkdtemp(dir=self._layer_store.tmp, prefix="change-"))
+        try:
+            for name in ("diff", "work", "merged"):
+                (folder / name).mkdir(mode=0o755)
+            if not chain:
+                work(folder / "diff")
+            else:
+                lower = self._layer_store.lower_names(chain)
+                self._overlay(folder / "merged", lower, upper=folder / "diff", work=folder / "work")
+                try:
+                    work(folder / "merged")
+                finally:
+                    kernel.unmount(folder / "merged", lazy=True)
+            return self._adopt(folder / "diff", chain, owner)
+        finally:
+            remove_tree(folder)
+
+    async def change_from(
+        self, chain: Sequence[str], other: Sequence[str], owner: str, work: Callable[[Path, Path], None]
+    ) -> LayerBlob | None:
+        """As `change`, with the root file system of ``other`` as a second one that must not be changed."""
+        return await self._run(
+            lambda: self._read(
+                list(other), lambda source: self._change(list(chain), owner, lambda root: work(root, source))
+            )
+        )
+
+    async def in_thread(self, work: Callable[[Path], T], root: Path) -> T:
+        """Run work on a folder in one of the threads in which files get exactly the mode asked for."""
+        return await self._run(work, root)
+
+    async def read(self, chain: Sequence[str], work: Callable[[Path], T]) -> T:
+        """Return what ``work`` makes of a root file system that it must not change; it runs in a thread."""
+        return await self._run(self._read, list(chain), work)
+
+    def _read(self, chain: list[str], work: Callable[[Path], T]) -> T:
+        lower = self._layer_store.lower_names(chain)
+        if len(lower) == 1:
+            return work(self._layer_store.root / lower[0])
+        folder = Path(tempfile.mkdtemp(dir=self._layer_store.tmp, prefix="read-"))
+        try:
+            (folder / "merged").mkdir()
+            if lower:
+                self._overlay(folder / "merged", lower)
+            try:
+                return work(folder / "merged")
+            finally:
+                if lower:
+                    kernel.unmount(folder / "merged", lazy=True)
+        finally:
+            remove_tree(folder)
+
+    async def take(self, container_id: str, owner: str, *, keep: bool) -> LayerBlob | None:
+        """Return what a stopped container changed as a new layer, held by ``owner``; None when it changed nothing.
+
+        Unless ``keep`` is set the container's files become the layer: the container can only be removed then.
+        """
+        return await self._run(self._take, container_id, owner, keep)
+
+    def _take(self, container_id: str, owner: str, keep: bool) -> LayerBlob | None:
+        chain: list[str] = self._record(container_id)["chain"]
+        self._unmount(container_id)
+        diff = self._data_root.mount(container_id) / "diff"
+        return self._pack(diff, chain, owner) if keep else self._adopt(diff, chain, owner)
+
+    def _adopt(self, diff: Path, chain: Sequence[str], owner: str) -> LayerBlob | None:
+        """Store an upper folder as a blob and make it, moved, the unpacked layer."""
+        layer = self._store_blob(diff, chain, owner)
+        if layer is None:
+            return None
+        work = Path(tempfile.mkdtemp(dir=self._layer_store.tmp, prefix="layer-"))
+        size = tree_size(diff)
+        diff.rename(work / "diff")
+        self._layer_store.adopt(
+            chain[-1] if chain else "", layer.diff_id, work, size, digest=layer.digest, media_type=layer.media_type,
+            owner=owner,
+        )  # fmt: skip
+        return layer
+
     def _pack(self, diff: Path, chain: Sequence[str], owner: str) -> LayerBlob | None:
         """Store an upper folder as a blob and as an unpacked layer on top of ``chain``; None when it is empty."""
+        layer = self._store_blob(diff, chain, owner)
+        if layer is not None:
+            self._images.add_layer(chain[-1] if chain else "", layer, owner=owner)
+        return layer
+
+    def _store_blob(self, diff: Path, chain: Sequence[str], owner: str) -> LayerBlob | None:
         with os.scandir(diff) as entries:
             empty = next(entries, None) is None
         if empty and chain:
@@ -302,9 +395,7 @@ class Layers:
             size, digest = blob.size, blob.digest
             self._images.content.holds.hold(owner, [digest])
             blob.commit()
-        layer = LayerBlob(digest, digest, media.LAYER, size)
-        self._images.add_layer(chain[-1] if chain else "", layer, owner=owner)
-        return layer
+        return LayerBlob(digest, digest, media.LAYER, size)
 
 
 def _make_mount_points(root: Path) -> None:

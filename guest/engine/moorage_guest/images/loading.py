@@ -14,11 +14,11 @@ from typing import Any
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import content as media
 from moorage_guest.images import names
-from moorage_guest.images.compression import Bounded, check_diff_id, compression
+from moorage_guest.images.compression import check_diff_id, compression
 from moorage_guest.images.layerstore import chain_ids
 from moorage_guest.images.platforms import Platform, choose
 from moorage_guest.images.store import Image, Images, LayerBlob
-from moorage_guest.images.streams import BufferedSource, Progress, bar
+from moorage_guest.images.streams import BufferedSource, Progress, bar, uncompressed
 from moorage_guest.images.tarformat import FOLDER, HARD_LINK, REGULAR, SYMLINK, TarError, read_entries
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def load(
 ) -> list[Image]:
     """Load every image of an archive. Blocks. Raises TarError for a damaged or hostile archive, leaving nothing of it."""
     with images.work("load") as owner:
-        files = _take(images, _uncompressed(source), owner)
+        files = _take(images, uncompressed(source), owner)
         if "manifest.json" in files:
             plans = list(_docker_plans(images, files))
         elif "index.json" in files:
@@ -62,21 +62,6 @@ def load(
             )
         _unpack(images, plans, owner, progress, quiet)
         return [_record(images, plan, owner, progress) for plan in plans]
-
-
-def _uncompressed(source: BufferedSource) -> BufferedSource:
-    kind = compression(source.peek(8))
-    if not kind:
-        return source
-    undo = Bounded(kind)
-
-    def pieces() -> Iterator[bytes]:
-        while data := source.piece(_PIECE):
-            yield from undo.feed(bytes(data))
-        undo.finish()
-
-    iterator = pieces()
-    return BufferedSource(lambda: next(iterator, b""))
 
 
 def _take(images: Images, source: BufferedSource, owner: str) -> dict[str, _File]:

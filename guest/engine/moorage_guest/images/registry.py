@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import json
 import logging
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -444,7 +445,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"dial tcp: lookup {error.host}: no such host"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"dial tcp {error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+        number = error.os_error.errno
+        why = os.strerror(number).lower() if number else str(error.os_error)
+        return f"dial tcp {error.host}:{error.port}: connect: {why}"
     if isinstance(error, TimeoutError):
         return "net/http: request canceled (the registry did not answer in time)"
     return str(error) or type(error).__name__

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 
@@ -35,3 +36,11 @@ async def opened(address: str) -> AsyncIterator[aiohttp.StreamReader]:
     """Open an http or https address as a stream of bytes. Raises InvalidParameter."""
     async with fetched(address) as response:
         yield response.content
+
+
+def modified(response: aiohttp.ClientResponse) -> float:
+    """Return Last-Modified as seconds since the epoch; 0 when the server does not say."""
+    try:
+        return parsedate_to_datetime(response.headers.get("Last-Modified", "")).timestamp()
+    except (TypeError, ValueError):
+        return 0.0

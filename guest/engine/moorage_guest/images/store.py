@@ -20,7 +20,7 @@ from typing import Any
 from moorage_guest.errors import Conflict, InvalidParameter, NotFound
 from moorage_guest.events import EventBus
 from moorage_guest.images import content as media
-from moorage_guest.images import names
+from moorage_guest.images import kernel, names
 from moorage_guest.images.compression import opened_uncompressed
 from moorage_guest.images.content import ContentStore
 from moorage_guest.images.layerstore import LayerStore, chain_ids
@@ -167,6 +167,8 @@ class Images:
 
     def _start(self) -> None:
         for left in self.content.tmp.iterdir():
+            while kernel.is_mount_point(left / "merged"):
+                kernel.unmount(left / "merged", lazy=True)
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:
@@ -390,6 +392,7 @@ class Images:
         parent: str = "",
         chain_base: Sequence[str] | None = None,
         platform: Mapping[str, str] | None = None,
+        intermediate: bool = False,
     ) -> Image:
         """Record an image made of another one, one more layer (or none) and a configuration. Blocks.
 
@@ -424,13 +427,21 @@ class Images:
         document["history"] = [*(document.get("history") or []), step]
         document["rootfs"] = {"type": "layers", "diff_ids": [each.diff_id for each in layers]}
         raw = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-        return self.create(raw, layers, owner=owner, tags=tags, parent=parent)
+        image = self.create(raw, layers, owner=owner, tags=tags, parent=parent)
+        if not intermediate:
+            self.publish("create", image)
+        return image
 
     def _stored(self, chain_id: str) -> LayerBlob:
         layer = self.layer_store.get(chain_id)
         if layer is None or not self.content.has(layer.digest):
             raise NotFound(f"layer {chain_id} has no content any more: its image was removed; use docker export")
         return LayerBlob(layer.diff_id, layer.digest, layer.media_type, layer.blob_size)
+
+    def hold_for(self, owner: str, image: Image) -> None:
+        """Keep an image's content and layers for as long as ``owner`` works with it."""
+        self.content.holds.hold(owner, [image.id, image.manifest, *(layer.digest for layer in image.layers)])
+        self.layer_store.holds.hold(owner, image.chain)
 
     def add_digest(self, image: Image, name: str, manifest: str) -> None:
         """Note that a registry has the image under ``name@digest``, and keep that manifest. Blocks for the disk."""

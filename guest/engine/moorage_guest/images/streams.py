@@ -8,12 +8,13 @@ import contextlib
 import json
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 from aiohttp import StreamReader
 from aiohttp.client_exceptions import ClientPayloadError
 
+from moorage_guest.images.compression import Bounded, compression
 from moorage_guest.images.tarformat import TarError
 
 T = TypeVar("T")
@@ -142,6 +143,22 @@ class BufferedSource:
             count -= len(data)
 
 
+def uncompressed(source: BufferedSource) -> BufferedSource:
+    """Return the source, or what it decompresses to. Reading raises TarError for a damaged stream or a bomb."""
+    kind = compression(source.peek(8))
+    if not kind:
+        return source
+    undo = Bounded(kind)
+
+    def pieces() -> Iterator[bytes]:
+        while data := source.piece(1 << 20):
+            yield from undo.feed(bytes(data))
+        undo.finish()
+
+    iterator = pieces()
+    return BufferedSource(lambda: next(iterator, b""))
+
+
 async def with_body(body: StreamReader, work: Callable[[BodyFile], T]) -> T:
     """Run ``work`` in a thread with the body as its file, and return what it returns.
 
@@ -206,7 +223,9 @@ class ProgressQueue:
 def failure(error: BaseException) -> dict[str, Any]:
     """Return the message that ends a stream with an error."""
     text = str(error) or type(error).__name__
-    return {"errorDetail": {"message": text}, "error": text}
+    code = getattr(error, "code", None)
+    detail = {"message": text} if code is None else {"code": code, "message": text}
+    return {"errorDetail": detail, "error": text}
 
 
 def bar(current: int, total: int) -> str:

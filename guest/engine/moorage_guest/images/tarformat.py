@@ -188,6 +188,14 @@ def _apply(entry: Entry, records: dict[str, bytes]) -> None:
             raise TarError(f'sparse file "{entry.name}" in an archive is not supported: pack it without --sparse')
 
 
+def looks_like_tar(block: bytes) -> bool:
+    """Whether the first 512 bytes of a file are a tar header."""
+    try:
+        return any(block) and _number(block[148:156]) == sum(block[:148]) + sum(block[156:BLOCK]) + 256
+    except ValueError:
+        return False
+
+
 def header(entry: Entry) -> bytes:
     """Return the header blocks of an entry, with extended records where ustar has no room. Whole seconds only."""
     info = tarfile.TarInfo(entry.name)

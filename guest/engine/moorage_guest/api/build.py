@@ -1,0 +1,93 @@
+"""Routes of builds: POST /build, and the pruning of what builds left as cache."""
+
+import re
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from moorage_guest.api.images import streamed
+from moorage_guest.api.server import ApiRequest, Route, filters, json_response, query_bool
+from moorage_guest.errors import InvalidParameter
+from moorage_guest.images import listing, remote
+from moorage_guest.images.build.builder import Builder, Context, new_context
+from moorage_guest.images.build.options import read_options
+from moorage_guest.images.build.runner import StepRunner
+from moorage_guest.images.compression import compression
+from moorage_guest.images.layers import Layers
+from moorage_guest.images.registry import decode_header
+from moorage_guest.images.store import Image, Images
+from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue, with_body
+from moorage_guest.images.tarformat import looks_like_tar
+
+
+def routes(images: Images, layers: Layers, runner: StepRunner) -> list[Route]:
+    """Return the routes of this area."""
+    handlers = _Handlers(images, layers, runner)
+    return [
+        Route("POST", "/build", handlers.build),
+        Route("POST", "/build/prune", handlers.prune),
+        Route("POST", "/build/cancel", handlers.cancel),
+    ]
+
+
+@dataclass
+class _Handlers:
+    images: Images
+    layers: Layers
+    runner: StepRunner
+
+    async def build(self, request: ApiRequest) -> web.StreamResponse:
+        header = request.headers.get("X-Registry-Config", "")
+        options = read_options(request.query, decode_header(header))
+
+        async def work(progress: ProgressQueue) -> None:
+            async with new_context(self.images) as context:
+                if not options.remote:
+                    await with_body(request.content, lambda file: take(context, file))
+                elif is_git(options.remote):
+                    raise InvalidParameter(
+                        "the engine has no git: clone the repository and send its folder as context, as in "
+                        "docker build ./checkout"
+                    )
+                elif re.match(r"https?://", options.remote):
+                    async with remote.opened(options.remote) as body:
+                        await with_body(body, lambda file: take(context, file, dockerfile=options.dockerfile))
+                else:
+                    raise InvalidParameter(f"remote context {options.remote!r} is neither a git nor an http address")
+                await Builder(self.images, self.layers, self.runner, options, progress.send).run(context)
+
+        return await streamed(request, work)
+
+    async def prune(self, request: ApiRequest) -> web.StreamResponse:
+        wanted = filters(request)
+        until = min((listing.timestamp(each) for each in wanted.get("until", [])), default=None)
+        everything = query_bool(request, "all")
+
+        def keep(image: Image) -> bool:
+            return bool(image.tags or image.digests) or (not image.parent and not everything)
+
+        done, freed = await self.images.prune(dangling=True, until=until, keep=keep)
+        deleted = [each["Deleted"] for each in done if "Deleted" in each]
+        return json_response({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
+
+    async def cancel(self, request: ApiRequest) -> web.StreamResponse:
+        # BuildKit's way to end a build by id; a classic build ends when its client goes.
+        return web.Response(status=204)
+
+
+def is_git(address: str) -> bool:
+    """Whether docker would clone this address rather than fetch it."""
+    return bool(re.match(r"(git://|git@|github\.com/)", address) or re.match(r"https?://[^#]+\.git(#.*)?$", address))
+
+
+def take(context: Context, file: BodyFile, *, dockerfile: str = "") -> None:
+    """Unpack a context; a text instead of an archive is the Dockerfile itself if its name is given. Blocks."""
+    source = BufferedSource(file.read_some)
+    head = source.peek(512)
+    if dockerfile and not compression(head) and not (len(head) == 512 and looks_like_tar(head)):
+        parts = []
+        while piece := source.piece(1 << 20):
+            parts.append(bytes(piece))
+        context.write("Dockerfile" if "/" in dockerfile else dockerfile, b"".join(parts).decode("utf-8", "replace"))
+        return
+    context.unpack(source)

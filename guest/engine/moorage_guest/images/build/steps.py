@@ -1,0 +1,485 @@
+"""Carries out the instructions of one stage, each giving an image that the next builds on, or found in the cache."""
+
+import asyncio
+import codecs
+import copy
+import logging
+import os
+import posixpath
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from moorage_guest.errors import EngineError, InvalidParameter
+from moorage_guest.images import remote
+from moorage_guest.images.archive import make_folders
+from moorage_guest.images.build import changes
+from moorage_guest.images.build.copying import Source, SourceTree, hash_of, place
+from moorage_guest.images.build.dockerfile import Instruction, parse_line
+from moorage_guest.images.build.options import BuildOptions
+from moorage_guest.images.build.runner import RunStep, StepRunner
+from moorage_guest.images.build.words import Expansion, split_quoted
+from moorage_guest.images.layers import Layers
+from moorage_guest.images.store import Image, Images, LayerBlob
+from moorage_guest.oci.users import resolve_user
+
+log = logging.getLogger(__name__)
+
+#: Arguments that may be given without ARG and never count for the cache.
+PREDEFINED = frozenset(
+    name
+    for base in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+    for name in (base, base.lower())
+)
+
+#: What of an image's configuration the next step inherits.
+FIELDS = frozenset(
+    {
+        "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal",
+        "ArgsEscaped", "Healthcheck", "OnBuild", "Shell",
+    }
+)  # fmt: skip
+
+Emit = Callable[[str], None]
+
+
+class StepFailed(EngineError):
+    """A command of the Dockerfile ended with an error."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Workshop:
+    """What all stages of a build share."""
+
+    images: Images
+    layers: Layers
+    runner: StepRunner
+    options: BuildOptions
+    context: SourceTree
+    emit: Emit
+    owner: str
+    stages: dict[str, Image | None] = field(default_factory=dict)
+    """Finished stages by name and by number."""
+    used_args: set[str] = field(default_factory=set)
+    find_image: Callable[[str, bool], Any] | None = None
+    """Returns the image of a name, pulled if need be."""
+
+
+@dataclass
+class StageState:
+    """One stage as it grows."""
+
+    shop: Workshop
+    image: Image | None
+    config: dict[str, Any]
+    global_args: Mapping[str, str]
+    args: dict[str, str] = field(default_factory=dict)
+    declared: set[str] = field(default_factory=set)
+    cmd_set: bool = False
+    broken: bool = False
+    """A step was not in the cache: no later one is looked for."""
+    author: str = ""
+
+    # -- what the words of instructions stand for ---------------------------------------------------------------------
+
+    def expansion(self, instruction: Instruction) -> Expansion:
+        """Return what expands words here: arguments, and before them the environment."""
+        return Expansion({**self.args, **changes.environment(self.config)}, instruction.escape)
+
+    def chain(self) -> Sequence[str]:
+        """Return the layers so far."""
+        return self.image.chain if self.image is not None else ()
+
+    # -- instructions -------------------------------------------------------------------------------------------------
+
+    async def run(self, instruction: Instruction) -> None:
+        """Carry out one instruction. Raises InvalidParameter, StepFailed and whatever the engine raises."""
+        name = instruction.name
+        if name == "RUN":
+            await self._run(instruction)
+        elif name in ("COPY", "ADD"):
+            await self._copy(instruction)
+        elif name == "ARG":
+            await self._arg(instruction)
+        elif name == "WORKDIR":
+            await self._workdir(instruction)
+        else:
+            await self._configure(instruction)
+
+    async def _configure(self, instruction: Instruction) -> None:
+        if instruction.name == "MAINTAINER":
+            self.author = self.expansion(instruction).one(instruction.text)
+        config = changes.apply(instruction, self.config, self.expansion(instruction), cmd_set=self.cmd_set)
+        if instruction.name == "CMD":
+            self.cmd_set = True
+        await self._finish(config, None, _comment(instruction, self._shown(instruction, config)))
+
+    def _shown(self, instruction: Instruction, config: Mapping[str, Any]) -> str:
+        """Return an instruction as the history shows it, with its words expanded: the cache goes by that."""
+        expansion = self.expansion(instruction)
+        if instruction.name in ("CMD", "ENTRYPOINT"):
+            words = config.get("Cmd" if instruction.name == "CMD" else "Entrypoint") or []
+            return f"{instruction.name} [{' '.join(_quoted(word) for word in words)}]"
+        if instruction.name in ("ENV", "LABEL"):
+            words = split_quoted(instruction.text, instruction.escape)
+            if words and "=" not in words[0]:
+                rest = instruction.text[len(words[0]) :].strip()
+                return f"{instruction.name} {expansion.one(words[0])}={expansion.one(rest)}"
+            return " ".join([instruction.name, *(expansion.one(word) for word in words)])
+        if instruction.name in ("ONBUILD", "HEALTHCHECK", "SHELL"):
+            return instruction.original
+        return f"{instruction.name} {expansion.one(instruction.text)}"
+
+    async def _arg(self, instruction: Instruction) -> None:
+        for word in split_quoted(instruction.text, instruction.escape):
+            name, equals, raw = word.partition("=")
+            name = self.expansion(instruction).one(name)
+            if not name:
+                raise instruction.fault("ARG names can not be blank")
+            self.shop.used_args.add(name)
+            given = self.shop.options.build_args.get(name)
+            self.declared.add(name)
+            if given is not None:
+                self.args[name] = given
+            elif equals:
+                self.args[name] = self.expansion(instruction).one(raw)
+            elif name in self.global_args:
+                self.args[name] = self.global_args[name]
+        await self._finish(self.config, None, _comment(instruction, instruction.original))
+
+    async def _workdir(self, instruction: Instruction) -> None:
+        config = changes.apply(instruction, self.config, self.expansion(instruction))
+        wanted = str(config["WorkingDir"])
+
+        def make(root: Path) -> None:
+            with _folder(root) as descriptor:
+                make_folders(descriptor, wanted)
+
+        await self._change(config, _comment(instruction, f"WORKDIR {wanted}"), make)
+
+    # -- RUN ----------------------------------------------------------------------------------------------------------
+
+    async def _run(self, instruction: Instruction) -> None:
+        if self.image is None:
+            raise InvalidParameter("Please provide a source image with `from` prior to run")
+        if not instruction.text and not instruction.words:
+            raise instruction.fault("RUN requires at least one argument")
+        command = changes.command(instruction, self.config)
+        environment = changes.environment(self.config)
+        given = {name: value for name, value in self.args.items() if name not in environment}
+        for name in PREDEFINED & set(self.shop.options.build_args):
+            value = self.shop.options.build_args[name]
+            self.shop.used_args.add(name)
+            if value is not None and name not in environment:
+                given.setdefault(name, value)
+        visible = [
+            f"{name}={value}"
+            for name, value in sorted(given.items())
+            if name not in PREDEFINED or name in self.declared
+        ]
+        created_by = " ".join([*([f"|{len(visible)}", *visible] if visible else []), *command])
+        if self._from_cache(self.config, created_by):
+            return
+        config = copy.deepcopy(self.config)
+        config["Env"] = [*(config.get("Env") or []), *(f"{name}={value}" for name, value in sorted(given.items()))]
+        step = RunStep(self.image.id, command, config, self.shop.options.host)
+        container_id = await self.shop.runner.create(step)
+        keep = not self.shop.options.remove
+        try:
+            self.shop.emit(f" ---> Running in {container_id[:12]}\n")
+            output = _Output(self.shop.emit)
+            code = await self.shop.runner.run(container_id, output.feed)
+            output.end()
+            if code != 0:
+                # A container whose command failed stays for the user to look at, unless --force-rm was given.
+                keep = not self.shop.options.force_remove
+                shown = " ".join(command)
+                raise StepFailed(f"The command '{shown}' returned a non-zero code: {code}", code)
+            layer = await self.shop.layers.take(container_id, self.shop.owner, keep=keep)
+        except BaseException as error:
+            if not keep or not isinstance(error, StepFailed):
+                await self.shop.runner.remove(container_id)
+            raise
+        if not keep:
+            await self.shop.runner.remove(container_id)
+            self.shop.emit(f" ---> Removed intermediate container {container_id[:12]}\n")
+        await self._record(self.config, layer, created_by)
+
+    # -- COPY and ADD -------------------------------------------------------------------------------------------------
+
+    async def _copy(self, instruction: Instruction) -> None:
+        expansion = self.expansion(instruction)
+        if instruction.words is not None:
+            words = [expansion.one(word) for word in instruction.words]
+        else:
+            words = [expansion.one(word) for word in split_quoted(instruction.text, instruction.escape)]
+        if len(words) < 2:
+            raise instruction.fault(f"{instruction.name} requires at least two arguments, but only one was provided.")
+        *patterns, target = words
+        if not target.startswith("/"):
+            folder = target.endswith(("/", "/.")) or target in (".", "")
+            target = posixpath.normpath(posixpath.join("/", str(self.config.get("WorkingDir") or ""), target))
+            target += "/" if folder and target != "/" else ""
+        chmod = _mode(instruction, expansion.one(instruction.flags["chmod"])) if "chmod" in instruction.flags else None
+        flags = {name: expansion.one(value) for name, value in instruction.flags.items()}
+        if "from" in flags:
+            image = await self._source_image(instruction, flags["from"])
+            if image is None:
+                raise instruction.fault(f"invalid from flag value {flags['from']}: the stage has no files")
+            await self._copy_from(instruction, patterns, target, flags, chmod, None, image.chain)
+            return
+        urls = [each for each in patterns if instruction.name == "ADD" and re.match(r"https?://", each)]
+        if not urls:
+            await self._copy_from(instruction, patterns, target, flags, chmod, self.shop.context, ())
+            return
+        fetched = Path(tempfile.mkdtemp(dir=self.shop.images.content.tmp, prefix="fetched-"))
+        try:
+            for number, url in enumerate(urls):
+                await _fetch(url, fetched / str(number), target)
+            tree = SourceTree(fetched, origin="download")
+            names_ = [f"{number}/*" for number in range(len(urls))]
+            rest = [each for each in patterns if each not in urls]
+            if rest:
+                await self._copy_from(instruction, rest, target, flags, chmod, self.shop.context, ())
+            await self._copy_from(instruction, names_, target, flags, chmod if chmod is not None else 0o600, tree, ())
+        finally:
+            shutil.rmtree(fetched, ignore_errors=True)
+
+    async def _source_image(self, instruction: Instruction, name: str) -> Image | None:
+        key = name.lower()
+        if key in self.shop.stages:
+            return self.shop.stages[key]
+        if name.isdigit():
+            raise instruction.fault(f"invalid from flag value {name}: invalid stage index")
+        assert self.shop.find_image is not None
+        found: Image = await self.shop.find_image(name, False)
+        return found
+
+    async def _copy_from(
+        self,
+        instruction: Instruction,
+        patterns: Sequence[str],
+        target: str,
+        flags: Mapping[str, str],
+        chmod: int | None,
+        tree: SourceTree | None,
+        chain: Sequence[str],
+    ) -> None:
+        """Copy from a tree, or from the layers of another image."""
+        downloaded = tree is not None and tree.origin == "download"
+
+        def look(root: Path) -> tuple[list[Source], str]:
+            used = tree or SourceTree(root, origin="image", with_owners=True)
+            archives = instruction.name == "ADD" and not downloaded
+            sources = [
+                source
+                for pattern in patterns
+                for source in used.find(pattern, command=instruction.name, archives=archives)
+            ]
+            if len(sources) > 1 and not target.endswith("/"):
+                raise InvalidParameter(
+                    f"When using {instruction.name} with more than one source file, the destination must be a directory and end with a /"
+                )
+            return sources, hash_of(used, sources)
+
+        layers = self.shop.layers
+        sources, digest = await layers.read(chain, look) if tree is None else await layers.in_thread(look, tree.root)
+        shown = "".join(f"--{name}={flags[name]} " for name in ("chown", "chmod") if name in flags)
+        created_by = _comment(instruction, f"{instruction.name} {shown}{digest} in {target} ")
+        if self._from_cache(self.config, created_by):
+            return
+
+        def work(root: Path, source_root: Path) -> None:
+            chown = None
+            if flags.get("chown"):
+                chown = _owner(root, flags["chown"])
+            used = tree or SourceTree(source_root, origin="image", with_owners=True)
+            place(root, used, sources, target, chown=chown, chmod=chmod)
+
+        if tree is not None:
+            own = tree.root
+            layer = await layers.change(self.chain(), self.shop.owner, lambda root: work(root, own))
+        else:
+            layer = await layers.change_from(self.chain(), chain, self.shop.owner, work)
+        await self._record(self.config, layer, created_by)
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    async def _change(self, config: dict[str, Any], created_by: str, work: Callable[[Path], None]) -> None:
+        if self._from_cache(config, created_by):
+            return
+        layer = await self.shop.layers.change(self.chain(), self.shop.owner, work)
+        await self._record(config, layer, created_by)
+
+    async def _finish(self, config: dict[str, Any], layer: LayerBlob | None, created_by: str) -> None:
+        if not self._from_cache(config, created_by):
+            await self._record(config, layer, created_by)
+
+    async def _record(self, config: dict[str, Any], layer: LayerBlob | None, created_by: str) -> None:
+        self.broken = True
+        base = self.image
+        self.image = await asyncio.to_thread(
+            lambda: self.shop.images.derive(
+                base, layer, config, owner=self.shop.owner, created_by=created_by, author=self.author,
+                parent=base.id if base is not None else "", intermediate=True,
+            )
+        )  # fmt: skip
+        self.config = config
+        self.shop.emit(f" ---> {self.image.short_id}\n")
+
+    def _from_cache(self, config: dict[str, Any], created_by: str) -> bool:
+        if self.shop.options.no_cache or self.broken:
+            return False
+        found = find_cached(self.shop.images, self.image, config, created_by)
+        if found is None:
+            found = from_other_image(self.shop, self.image, config, created_by)
+        if found is None:
+            self.broken = True
+            return False
+        self.shop.images.hold_for(self.shop.owner, found)
+        self.image, self.config = found, config
+        self.shop.emit(" ---> Using cache\n")
+        self.shop.emit(f" ---> {found.short_id}\n")
+        return True
+
+
+def triggers(image: Image | None, line: int) -> list[Instruction]:
+    """Return the instructions that an image wants carried out where it is built on."""
+    if image is None:
+        return []
+    return [parse_line(text, line) for text in image.config.get("OnBuild") or []]
+
+
+def inherited(image: Image | None) -> dict[str, Any]:
+    """Return the configuration that a stage begins with."""
+    config = {key: value for key, value in (image.config if image else {}).items() if key in FIELDS}
+    config.pop("OnBuild", None)
+    if not any(str(entry).startswith("PATH=") for entry in config.get("Env") or []):
+        config["Env"] = [*(config.get("Env") or []), f"PATH={changes.DEFAULT_PATH}"]
+    return copy.deepcopy(config)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key in FIELDS and value not in (None, "", [], {}, False)}
+
+
+def find_cached(images: Images, parent: Image | None, config: Mapping[str, Any], created_by: str) -> Image | None:
+    """Return the newest image that this very step made of the same parent before."""
+    wanted = _plain(config)
+    depth = len(parent.document.get("history") or []) + 1 if parent is not None else 1
+    found = None
+    for image in images.children(parent.id if parent is not None else ""):
+        history = image.document.get("history") or []
+        if len(history) != depth or history[-1].get("created_by") != created_by or _plain(image.config) != wanted:
+            continue
+        if found is None or image.created > found.created:
+            found = image
+    return found
+
+
+def from_other_image(shop: Workshop, parent: Image | None, config: Mapping[str, Any], created_by: str) -> Image | None:
+    """Return the step as an image named by --cache-from has it, made an image of its own."""
+    before = list((parent.document.get("history") or []) if parent is not None else [])
+    for name in shop.options.cache_from:
+        image = shop.images.find(name)
+        history = list(image.document.get("history") or []) if image is not None else []
+        if image is None or len(history) <= len(before):
+            continue
+        same = [each.get("created_by") for each in history[: len(before)]] == [
+            each.get("created_by") for each in before
+        ]
+        step = history[len(before)]
+        chain = parent.chain if parent is not None else ()
+        if not same or step.get("created_by") != created_by or image.chain[: len(chain)] != tuple(chain):
+            continue
+        layer = None
+        if not step.get("empty_layer"):
+            if len(image.layers) <= len(chain):
+                continue
+            layer = image.layers[len(chain)]
+        shop.images.hold_for(shop.owner, image)
+        return shop.images.derive(
+            parent, layer, config, owner=shop.owner, created_by=created_by, created=str(step.get("created") or ""),
+            parent=parent.id if parent is not None else "", intermediate=True,
+        )  # fmt: skip
+    return None
+
+
+def _comment(instruction: Instruction, text: str) -> str:
+    return f"/bin/sh -c #(nop) {'' if instruction.name in ('COPY', 'ADD', 'WORKDIR') else ' '}{text}"
+
+
+def _quoted(word: str) -> str:
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _mode(instruction: Instruction, text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3,4}", text):
+        raise instruction.fault(f"invalid chmod parameter: {text!r}: it should be octal, between 0 and 07777")
+    return int(text, 8)
+
+
+def _owner(root: Path, text: str) -> tuple[int, int]:
+    """Resolve user[:group] of --chown in the image; a number alone is also the group's."""
+    user, colon, _group = text.partition(":")
+    try:
+        found = resolve_user(root, text)
+    except InvalidParameter as error:
+        raise InvalidParameter(f"unable to convert uid/gid chown string to host mapping: {error}") from None
+    if not colon and user.isdigit():
+        return found.uid, found.uid
+    return found.uid, found.gid
+
+
+@contextmanager
+def _folder(root: Path) -> Iterator[int]:
+    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _fetch(url: str, folder: Path, target: str) -> None:
+    """Put what an address gives into a folder under the last part of its path."""
+    name = posixpath.basename(urlsplit(url).path)
+    if not name:
+        if target.endswith("/"):
+            raise InvalidParameter(f"cannot determine filename for source {url}")
+        name = "download"
+    if name in (".", ".."):
+        raise InvalidParameter(f"cannot determine filename for source {url}")
+    folder.mkdir()
+    async with remote.fetched(url) as response:
+        with (folder / name).open("wb") as file:
+            async for piece in response.content.iter_any():
+                file.write(piece)
+        stamp = remote.modified(response)
+    if stamp:
+        os.utime(folder / name, (stamp, stamp))
+
+
+class _Output:
+    """Turns the bytes of a command into text for the client, never cutting a character."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, data: bytes) -> None:
+        if text := self._decoder.decode(data):
+            self._emit(text)
+
+    def end(self) -> None:
+        if text := self._decoder.decode(b"", True):
+            self._emit(text)
