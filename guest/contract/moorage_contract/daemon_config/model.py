@@ -412,6 +412,8 @@ class DaemonConfig:
         Integer(-1000, 1000, "invalid oom-score-adjust: {}: from -1000 to 1000"),
         0,
         "The kernel's readiness to kill the daemon for memory.",
+        refusal="a daemon that is killed is back at once and containers run on, so its score is not changed; remove oom-score-adjust",
+        hidden=True,
     )
 
     # Of other daemons
