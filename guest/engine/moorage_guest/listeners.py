@@ -72,7 +72,9 @@ def open_listener(host: str, tls: TlsFiles | None, group: str = "") -> Listener:
                 "connects); add --tlsverify with --tlscacert, --tlscert and --tlskey, or use a unix socket"
             )
         return Listener(_bind_tcp(parts.hostname or "127.0.0.1", parts.port or DEFAULT_PORT), tls=tls.context())
-    raise ListenError(f'invalid bind address ({host}): unsupported proto "{parts.scheme}"; use unix://, tcp:// or fd://')
+    raise ListenError(
+        f'invalid bind address ({host}): unsupported proto "{parts.scheme}"; use unix://, tcp:// or fd://'
+    )
 
 
 def _bind_unix(path: Path, group: str) -> socket.socket:
@@ -88,7 +90,9 @@ def _bind_unix(path: Path, group: str) -> socket.socket:
         except OSError as error:
             raise ListenError(f"cannot listen on {path}: {error.strerror}") from None
         else:
-            raise ListenError(f"cannot listen on {path}: another daemon answers there; stop it or choose another --host")
+            raise ListenError(
+                f"cannot listen on {path}: another daemon answers there; stop it or choose another --host"
+            )
     listener = socket.socket(socket.AF_UNIX)
     old = os.umask(0o177)
     try:
