@@ -7,7 +7,7 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -190,7 +190,7 @@ class Api:
 
     def lines(
         self, method: str, path: str, *, query: Mapping[str, Any] | None = None, timeout: float = 60
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Yield the JSON objects of a streamed answer as they come; close the iterator to hang up."""
         encoded = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in (query or {}).items()}
         connection = UnixConnection(self.path, timeout)
