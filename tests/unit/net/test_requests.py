@@ -117,3 +117,44 @@ def test_times_as_clients_write_them() -> None:
     before = created_before({"until": ["2023-11-14"]})
     assert before is not None and before("2023-11-13T00:00:00Z") and not before("2023-11-15T00:00:00Z")
     assert created_before({}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"Name": "a/b"}, "invalid network name"),
+        ({"Name": "a\ud800"}, "invalid network name"),
+        ({"Options": {"com.docker.network.bridge.name": "eth*"}}, "invalid com.docker.network.bridge.name"),
+        ({"Options": {"com.docker.network.bridge.name": ".."}}, "invalid com.docker.network.bridge.name"),
+        ({"Options": {"com.docker.network.bridge.name": "x" * 16}}, "invalid com.docker.network.bridge.name"),
+        ({"Driver": "macvlan", "Options": {"parent": "e 0"}}, "invalid parent value"),
+        ({"Driver": "macvlan", "Options": {"macvlan_mode": "x"}}, "requested macvlan mode 'x' is not valid"),
+        ({"Options": {"com.docker.network.bridge.enable_icc": "maybe"}}, "failed to parse"),
+        ({"Options": {"com.docker.network.bridge.gateway_mode_ipv4": "x"}}, "unknown gateway mode x"),
+        ({"IPAM": {"Config": [{"Subnet": "0.0.0.0/0"}]}}, "unicast"),
+        ({"IPAM": {"Config": [{"Subnet": "127.0.0.0/8"}]}}, "unicast"),
+    ],
+)
+def test_what_would_harm_the_host_is_refused(body: dict[str, object], text: str) -> None:
+    with pytest.raises(InvalidParameter, match=text):
+        check_create(NetworkCreate.model_validate({"Name": "net", **body}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"com.docker.network.endpoint.ifname": "lo"},
+        {"com.docker.network.endpoint.ifname": "a/b"},
+        {"com.docker.network.endpoint.sysctls": "net./etc/passwd=x"},
+        {"com.docker.network.endpoint.sysctls": "net.ipv4.conf.all.forwarding=1"},
+    ],
+)
+def test_options_of_an_endpoint_reach_nothing_but_its_interface(options: dict[str, str]) -> None:
+    network = NetworkRecord("id", "net", "bridge", "", (Subnet("10.0.0.0/24"),))
+    with pytest.raises(InvalidParameter, match=next(iter(options))):
+        check_endpoint(network, EndpointSettings.model_validate({"DriverOpts": options}))
+
+
+def test_expression_that_backtracks_without_end_is_plain_text() -> None:
+    chosen = Selection({"name": ["(a+)+$", "a*a*a*a*b"]}, ("name",))
+    assert not chosen.part("name", "a" * 200 + "c")

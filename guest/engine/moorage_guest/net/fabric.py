@@ -186,6 +186,9 @@ class Fabric:
             ipv4 = requests.boolean(options, requests.ENABLE4, True)
         if not ipv4 and not ipv6 and not request.config_only:
             raise InvalidParameter("IPv4 or IPv6 must be enabled")
+        mtu = int(options.get(links.MTU_OPTION, "") or 0)
+        if ipv6 and 0 < mtu < 1280:
+            raise InvalidParameter(f"invalid MTU {mtu}: IPv6 needs at least 1280")
         if ipv6 and not self.ipv6:
             raise SystemError_("the kernel does not speak IPv6: create the network without --ipv6")
         ipam = request.ipam or requests.Ipam()

@@ -252,7 +252,7 @@ def configure(route: RouteSocket, endpoint: EndpointRecord) -> None:
     for entry in endpoint.driver_opts.get(SYSCTLS_OPTION, "").split(","):
         name, equals, value = entry.strip().partition("=")
         if equals:
-            path = name.replace("IFNAME", endpoint.link).removeprefix("net.").replace(".", "/")
+            path = name.removeprefix("net.").replace(".", "/").replace("IFNAME", endpoint.link)
             if not write_sysctl(path, value):
                 raise InvalidParameter(f"unable to set sysctl {name}: the kernel has no such setting")
 

@@ -11,19 +11,17 @@ from moorage_guest.api.types import EndpointSettings, HostConfig
 from moorage_guest.errors import SystemError_
 from moorage_guest.net import hostfiles, namespaces
 from moorage_guest.net.fabric import Fabric
+from moorage_guest.net.netd.resolver import PORT
 from moorage_guest.net.nftables import Nftables, NftablesError
 from moorage_guest.net.records import NetworkRecord, SandboxRecord
-
-_RESOLVER_PORT = 61053
-
 
 #: Leads 127.0.0.11:53 to netd's sockets in the same namespace; conntrack turns the answers back.
 _RESOLVER_RULES = f"""
 add table ip moorage-dns
 add chain ip moorage-dns output {{ type nat hook output priority -100; }}
 flush chain ip moorage-dns output
-add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} udp dport 53 dnat to {hostfiles.RESOLVER}:{_RESOLVER_PORT}
-add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} tcp dport 53 dnat to {hostfiles.RESOLVER}:{_RESOLVER_PORT}
+add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} udp dport 53 dnat to {hostfiles.RESOLVER}:{PORT}
+add rule ip moorage-dns output ip daddr {hostfiles.RESOLVER} tcp dport 53 dnat to {hostfiles.RESOLVER}:{PORT}
 """
 
 

@@ -38,7 +38,12 @@ class NetdClient:
         """Make sure there is a connection; a netd that has died is started again and filled by `on_new`."""
         if self._socket is not None:
             return
-        path = self.path = self._start()
+        try:
+            path = self.path = self._start()
+        except Exception as error:
+            raise NetdRefused(
+                0, f"the process that holds ports and answers names cannot be started: {error}"
+            ) from error
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             connection.settimeout(_PATIENCE)

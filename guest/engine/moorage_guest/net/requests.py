@@ -1,13 +1,14 @@
 """Requests to create networks and to join them: models and checks, with dockerd's texts. Touches nothing."""
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
 from moorage_guest.api.types import ApiModel, EndpointSettings, List, Map
 from moorage_guest.errors import Forbidden, InvalidParameter, NotFound
-from moorage_guest.net.links import MTU_OPTION, check_child_options
+from moorage_guest.net.links import IFNAME_OPTION, MTU_OPTION, SYSCTLS_OPTION, check_child_options
 from moorage_guest.net.netlink import Network
 from moorage_guest.net.records import NetworkRecord
 
@@ -28,6 +29,8 @@ PREFIX = "com.docker.network.container_iface_prefix"
 ENABLE4 = "com.docker.network.enable_ipv4"
 ENABLE6 = "com.docker.network.enable_ipv6"
 
+_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+_SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.[a-z]+\.IFNAME\.[a-z0-9_]+=[^=/]*")
 _MODES = ("nat", "nat-unprotected", "routed", "isolated")
 _BOOLEANS = {
     "1": True, "t": True, "T": True, "true": True, "TRUE": True, "True": True,
@@ -106,9 +109,10 @@ def check_create(request: NetworkCreate) -> None:
     """Raise for everything that is wrong with a request by itself."""
     if not request.name.strip():
         raise InvalidParameter("invalid network name: name is empty")
-    if request.name != request.name.strip() or "/" in request.name or len(request.name) > 255:
+    if request.name != request.name.strip() or not request.name.isprintable() or "/" in request.name:
         raise InvalidParameter(
-            f"invalid network name: {request.name!r}: spaces at its ends and slashes are not allowed"
+            f"invalid network name: {request.name!a}: spaces at its ends, slashes and control characters are not "
+            "allowed"
         )
     if request.name in PREDEFINED:
         raise Forbidden(f"operation is not permitted on predefined {request.name} network")
@@ -156,15 +160,17 @@ def check_options(driver: str, options: Mapping[str, str]) -> None:
         except ValueError:
             raise InvalidParameter(f"invalid {name} value: {text} is no IP address") from None
     interface = options.get(BRIDGE_NAME, "")
-    if interface and (
-        len(interface.encode()) > 15 or "/" in interface or any(c.isspace() or c in '"\\' for c in interface)
-    ):
-        raise InvalidParameter(
-            f"invalid bridge name {interface!r}: an interface's name has at most 15 characters and no space or slash"
-        )
+    for name, text in ((BRIDGE_NAME, interface), ("parent", options.get("parent", ""))):
+        if text and not is_interface_name(text):
+            raise InvalidParameter(
+                f"invalid {name} value {text!a}: an interface's name has at most 15 letters, digits, dots, dashes "
+                "and underscores"
+            )
     prefix = options.get(PREFIX, "")
-    if prefix and (len(prefix) > 10 or "/" in prefix or any(c.isspace() for c in prefix)):
-        raise InvalidParameter(f"invalid interface prefix {prefix!r}: at most 10 characters and no space or slash")
+    if prefix and (not is_interface_name(prefix) or len(prefix) > 10):
+        raise InvalidParameter(
+            f"invalid {PREFIX} value {prefix!a}: at most 10 letters, digits, dots, dashes and underscores"
+        )
 
 
 def check_ipam(configs: Iterable[IpamConfig], *, ipv6: bool) -> None:
@@ -183,6 +189,8 @@ def check_ipam(configs: Iterable[IpamConfig], *, ipv6: bool) -> None:
         network = loose.network
         if loose.ip != network.network_address:
             faults.append(f"invalid subnet {config.subnet}: it should be {network}")
+        if network.prefixlen == 0 or network.is_loopback or network.is_multicast or network.is_unspecified:
+            faults.append(f"invalid subnet {config.subnet}: it has to be a network of unicast addresses")
         if any(other.version == network.version and other.overlaps(network) for other in seen):
             faults.append(f"invalid subnet {config.subnet}: it overlaps another subnet of this network")
         seen.append(network)
@@ -262,12 +270,26 @@ def check_endpoint(network: NetworkRecord, settings: EndpointSettings) -> None:
                 faults.append(f"no configured subnet contains IP address {ipaddress.ip_address(text)}")
     if settings.mac_address and not _is_mac(settings.mac_address):
         faults.append(f"invalid MAC address: {settings.mac_address}")
+    options = settings.driver_opts or {}
+    interface = options.get(IFNAME_OPTION, "")
+    if interface and (not is_interface_name(interface) or interface == "lo"):
+        faults.append(f"invalid {IFNAME_OPTION} value {interface!a}: it cannot be the name of an interface")
+    for entry in options.get(SYSCTLS_OPTION, "").split(","):
+        if entry.strip() and not _SYSCTL.fullmatch(entry.strip()):
+            faults.append(
+                f"invalid {SYSCTLS_OPTION} value {entry!a}: settings of the interface are set as net.X.Y.IFNAME.Z=value"
+            )
     if settings.aliases and predefined:
         faults.append("network-scoped aliases are only supported for user-defined networks")
     if faults:
         raise InvalidParameter(
             f"invalid config for network {network.name}: invalid endpoint settings:\n" + "\n".join(faults)
         )
+
+
+def is_interface_name(text: str) -> bool:
+    """Whether the kernel and nftables take it as an interface's name."""
+    return _INTERFACE.fullmatch(text) is not None and text not in (".", "..")
 
 
 def _is_unicast(text: str, version: int | None) -> bool:
