@@ -11,10 +11,13 @@ from moorage_guest.shim.loop import READ, Loop
 #: (stream, offset) before the bytes of one datagram of output.
 FEED = struct.Struct("<BQ")
 
+#: Length, stream and offset before the bytes of one frame in a spill file: output that clients were too slow for.
+SPILLED = struct.Struct("!IBQ")
+
 _MAX_FEED = 64 * 1024
 
-#: Seconds after which clients are closed although they lack output that was announced but does not come.
-_FINISH_GRACE = 10.0
+#: Frames of a spill file that are passed on before others get their turn.
+_TURN = 32
 
 
 class Attachment:
@@ -47,6 +50,9 @@ class Attachments:
         self._members: list[Attachment] = []
         self._feeds: list[socket.socket] = []
         self._lengths: dict[int, int] | None = None
+        self._spill = -1
+        self._spilling = False
+        self._on_empty: Callable[[], None] | None = None
 
     @property
     def count(self) -> int:
@@ -66,6 +72,7 @@ class Attachments:
             on_gone()
             if client.streams:
                 self._on_count(self.count)
+            self._tell_empty()
 
         client.on_gone = gone
         client.on_room = self._resume
@@ -81,14 +88,32 @@ class Attachments:
         self._feeds.append(sock)
         self._resume()
 
-    def finish(self, lengths: dict[int, int]) -> None:
-        """The output is complete at these offsets: close each client that has it all, and the others as soon as they do."""
+    def finish(self, lengths: dict[int, int], spill: int | None = None) -> None:
+        """The output is complete at these offsets: close each client that has it all, and the others as soon as they do.
+
+        ``spill`` is a file, owned from now on, with what clients were too slow for; it follows the feeds.
+        """
         self._lengths = lengths
+        self._close_spill()
+        if spill is not None:
+            self._spill = spill
         self._resume()
         if self._feeds:
             self._read(0)
         self._finish(idle=not self._feeds)
-        self._loop.later(_FINISH_GRACE, self._give_up)
+
+    def when_empty(self, callback: Callable[[], None]) -> None:
+        """Call back once every client has got what it is to get, or has left; at once if there is none."""
+        self._on_empty = callback
+        if self._lengths is None:
+            for member in list(self._members):
+                member.client.finish()
+        self._tell_empty()
+
+    def _tell_empty(self) -> None:
+        if self._on_empty is not None and not self._members:
+            self._close_spill()
+            self._on_empty()
 
     def _finish(self, idle: bool) -> None:
         if self._lengths is None:
@@ -98,12 +123,47 @@ class Attachments:
                 member.client.finish()
 
     def _give_up(self) -> None:
+        """Nothing more will come: what a client lacks by now is lost."""
         for member in list(self._members):
             member.client.finish()
 
     def _resume(self) -> None:
-        if self._feeds and not any(member.client.slow for member in self._members):
+        if any(member.client.slow for member in self._members):
+            return
+        if self._feeds:
             self._loop.watch(self._feeds[0].fileno(), READ, self._read)
+        elif self._lengths is not None:
+            self._read_spill()
+
+    def _read_spill(self) -> None:
+        if self._spilling:
+            return
+        self._spilling = True
+        try:
+            for _ in range(_TURN):
+                if self._spill < 0:
+                    if self._lengths:
+                        self._give_up()
+                    return
+                if any(member.client.slow for member in self._members):
+                    return
+                head = os.read(self._spill, SPILLED.size)
+                length, stream, offset = SPILLED.unpack(head) if len(head) == SPILLED.size else (0, 0, 0)
+                data = os.read(self._spill, length) if length else b""
+                if not data or len(data) < length:
+                    self._close_spill()
+                    continue
+                for member in list(self._members):
+                    member.give(stream, offset, data)
+                self._finish(idle=False)
+        finally:
+            self._spilling = False
+        self._loop.later(0, self._resume)
+
+    def _close_spill(self) -> None:
+        if self._spill >= 0:
+            os.close(self._spill)
+            self._spill = -1
 
     def _read(self, _ready: int) -> None:
         for _ in range(32):

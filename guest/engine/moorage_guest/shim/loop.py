@@ -130,6 +130,15 @@ class Loop:
         """Let `run` return after the callbacks at hand."""
         self._running = False
 
+    def close(self) -> None:
+        """Let go of the process's signals and of the loop's own descriptors."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _caught.discard(signal.SIGCHLD)
+        self._epoll.close()
+        self._woken.close()
+        self._waker.close()
+
     def run(self) -> None:
         """Serve until `stop`."""
         while self._running:

@@ -103,7 +103,8 @@ class Server:
         request.answer({})
 
     def _do_finish_output(self, request: Request) -> None:
-        self._container.attachments.finish({int(key): int(value) for key, value in request.params["offsets"].items()})
+        lengths = {int(key): int(value) for key, value in request.params["offsets"].items()}
+        self._container.attachments.finish(lengths, request.take_fd() if request.fds else None)
         request.answer({})
 
     def _do_exec(self, request: Request) -> None:
@@ -202,11 +203,10 @@ class Server:
             return
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
-        for client in self._container.attachments.clients():
-            client.finish()
         shutil.rmtree(self._folder, ignore_errors=True)
         request.answer({})
-        self._loop.stop()
+        # Clients that read slowly keep the process, and nothing else of the container.
+        self._container.attachments.when_empty(self._loop.stop)
 
     def _call(self, request: Request, arguments: list[str]) -> None:
         def done(failure: RuntimeFailed | None) -> None:
