@@ -234,3 +234,22 @@ def test_the_cache_is_pruned(moored: Moored, tmp_path: Path) -> None:
     moored.docker("builder", "prune", "-f")
     moored.docker("image", "prune", "-f")
     assert moored.docker("images", "-q", "--filter", "dangling=true") == ""
+
+
+def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_of_it(fresh_moored: Moored, tmp_path: Path) -> None:
+    moored = fresh_moored
+    before = moored.api.get("/system/df").json["LayersSize"]
+    write(
+        tmp_path, {"Dockerfile": "FROM busybox\nCOPY big /big\nRUN echo begun; sleep 1000\n", "big": b"x" * 1_000_000}
+    )
+    process = moored.docker_popen("build", str(tmp_path))
+    try:
+        wait_for("the step to run", lambda: moored.docker("ps", "-q"))
+        moored.kill()
+    finally:
+        process.communicate(timeout=60)
+    moored.start()
+    assert moored.docker("ps", "-aq") == ""
+    assert list((moored.data_root / "tmp" / "images").iterdir()) == []
+    moored.docker("builder", "prune", "-f")
+    assert moored.api.get("/system/df").json["LayersSize"] == before

@@ -64,6 +64,7 @@ class Graph:
         self.images.in_use = self.containers.images_in_use
         self.images.is_running = lambda container_id: container_id in self.containers.running
         self.images.configure(registry_settings(config.current))
+        self._build_steps = ContainerSteps(self.containers)
         self.server = ApiServer(self._routes())
 
     def _routes(self) -> list[Route]:
@@ -80,7 +81,7 @@ class Graph:
             *containers.routes(self.containers),
             *exec.routes(self.containers),
             *images.routes(self.images),
-            *build.routes(self.images, self.layers, ContainerSteps(self.containers)),
+            *build.routes(self.images, self.layers, self._build_steps),
             *networks.routes(self.networks, self.containers),
             *volumes.routes(self.volumes),
             *off.routes(lambda: self.config.current.live_restore),
@@ -91,6 +92,7 @@ class Graph:
         self.pump.start()
         await self.images.start()
         await restore.start(self.containers, self._resume_streams)
+        await self._build_steps.clear()
         await self.images.sweep()
 
     async def _resume_streams(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 from collections.abc import Callable, Coroutine
@@ -11,8 +12,13 @@ from moorage_guest.api.types import ContainerConfig, HostConfig, NetworkingConfi
 from moorage_guest.engine import attach, create, removal, starting
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
-from moorage_guest.errors import NotFound
+from moorage_guest.errors import EngineError, NotFound
 from moorage_guest.images.build.runner import RunStep
+
+log = logging.getLogger(__name__)
+
+#: Records of containers that a build has made and not removed yet.
+KIND = "buildstep"
 
 #: Bytes before each piece of output: stream, three zeros, length.
 _HEAD = struct.Struct(">B3xI")
@@ -23,6 +29,15 @@ class ContainerSteps:
 
     def __init__(self, engine: Containers) -> None:
         self._engine = engine
+
+    async def clear(self) -> None:
+        """Remove the containers of builds that ended with the daemon before this one. Call once after the restore."""
+        for container_id in await asyncio.to_thread(self._engine.store.all, KIND):
+            log.warning("removing container %s of a build that did not end", container_id)
+            try:
+                await self.remove(container_id)
+            except EngineError as error:
+                log.error("container %s of a build cannot be removed: %s", container_id, error)
 
     async def create(self, step: RunStep) -> str:
         """Make a container that runs the command without the image's entrypoint, health check and volumes."""
@@ -35,7 +50,12 @@ class ContainerSteps:
         made = await create.create(self._engine, create.CreateRequest("", config, host, NetworkingConfig()))
         container = made.container
         container.config.healthcheck = None
+        await asyncio.to_thread(self._engine.store.put, KIND, container.id, {"version": 1, "image": step.image_id})
         return container.id
+
+    async def keep(self, container_id: str) -> None:
+        """See the protocol."""
+        await asyncio.to_thread(self._engine.store.delete, KIND, container_id)
 
     async def run(self, container_id: str, output: Callable[[bytes], None]) -> int:
         """See the protocol."""
@@ -62,11 +82,10 @@ class ContainerSteps:
 
     async def remove(self, container_id: str) -> None:
         """See the protocol."""
-        try:
+        with contextlib.suppress(NotFound):
             container: Container = self._engine.find(container_id)
             await asyncio.shield(removal.remove(self._engine, container, force=True, volumes=True))
-        except NotFound:
-            return
+        await self.keep(container_id)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -24,5 +24,8 @@ class StepRunner(Protocol):
     async def run(self, container_id: str, output: Callable[[bytes], None]) -> int:
         """Start it, hand over what it writes, in order, and return its exit code once it has ended and is unmounted."""
 
+    async def keep(self, container_id: str) -> None:
+        """Leave it to the user, who wants to look at it."""
+
     async def remove(self, container_id: str) -> None:
         """Kill it if need be and remove it with all it wrote; quiet when it is gone."""

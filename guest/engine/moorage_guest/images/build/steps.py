@@ -209,8 +209,12 @@ class StageState:
         except BaseException as error:
             if not keep or not isinstance(error, StepFailed):
                 await self.shop.runner.remove(container_id)
+            else:
+                await self.shop.runner.keep(container_id)
             raise
-        if not keep:
+        if keep:
+            await self.shop.runner.keep(container_id)
+        else:
             await self.shop.runner.remove(container_id)
             self.shop.emit(f" ---> Removed intermediate container {container_id[:12]}\n")
         await self._record(self.config, layer, created_by)
