@@ -54,6 +54,26 @@ async def test_files_name_the_container_and_its_servers(world: World) -> None:
     assert sandbox.hostname_file.read_text() == "web-host\n"
 
 
+async def test_guest_of_a_host_knows_it_by_name(world: World) -> None:
+    world.neighbour()
+    marker = world.root / "marker"
+    await world.start(machine_marker=marker)
+    alone, _ = await world.run("alone", host=HostConfig.model_validate({"ExtraHosts": ["gate:host-gateway"]}))
+    assert "host.docker.internal" not in alone.hosts_file.read_text()
+    with RouteSocket() as route:
+        uplink = route.link("uplink")
+        assert uplink is not None
+        route.send([add_route(None, ipaddress.ip_address(OUTSIDE), uplink.index, 4)])
+    marker.touch()
+    asked = ["gate:host-gateway", "host.moorage.internal:10.0.0.9"]
+    guest, _ = await world.run("guest", host=HostConfig.model_validate({"ExtraHosts": asked}))
+    assert guest.hosts_file.read_text().splitlines()[-3:] == [
+        f"{OUTSIDE}\tgate",
+        "10.0.0.9\thost.moorage.internal",
+        f"{OUTSIDE}\thost.docker.internal",
+    ]
+
+
 async def test_published_port_is_reached_from_outside_from_the_host_and_from_itself(world: World) -> None:
     outside = world.neighbour()
     await world.start()

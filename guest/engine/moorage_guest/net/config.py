@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.net.hostalias import MARKER
 from moorage_guest.net.netlink import Address, Interface, Network
 
 DEFAULT_POOLS: tuple[tuple[str, int], ...] = (
@@ -56,6 +57,7 @@ class NetConfig:
     default_network_opts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     resolv_conf: Path = Path("/etc/resolv.conf")
     hosts: Path = Path("/etc/hosts")
+    machine_marker: Path = MARKER
 
     @property
     def bridge_name(self) -> str:

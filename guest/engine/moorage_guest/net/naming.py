@@ -5,12 +5,14 @@ Synchronous, on the network thread.
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from moorage_guest.api.types import EndpointSettings, HostConfig
 from moorage_guest.errors import SystemError_
 from moorage_guest.net import hostfiles, namespaces
 from moorage_guest.net.fabric import Fabric
+from moorage_guest.net.hostalias import NAMES, machine_host
 from moorage_guest.net.netd.resolver import PORT
 from moorage_guest.net.nftables import Nftables, NftablesError
 from moorage_guest.net.records import NetworkRecord, SandboxRecord
@@ -35,8 +37,18 @@ class Naming:
         """Return what host-gateway stands for."""
         if self._fabric.config.host_gateway_ips:
             return list(self._fabric.config.host_gateway_ips)
+        if (machine := machine_host(self._fabric.config.machine_marker)) != "":
+            return [machine]
         default = next((n for n in self._fabric.networks.values() if n.is_default), None)
         return [] if default is None else [g for g in (default.gateway(4), default.gateway(6)) if g]
+
+    def extra_hosts(self, entries: Sequence[str]) -> list[tuple[str, str]]:
+        """Return the lines asked for, and the names of the machine around this one unless they were."""
+        pairs = hostfiles.parse_extra_hosts(entries, self.host_gateways())
+        machine = machine_host(self._fabric.config.machine_marker)
+        if machine:
+            pairs += [(name, machine) for name in NAMES if all(name != other for other, _ in pairs)]
+        return pairs
 
     def write_host_files(
         self, container_id: str, hostname: str, domainname: str, host: HostConfig, *, host_network: bool
@@ -45,7 +57,7 @@ class Naming:
         fabric = self._fabric
         folder = self.folder(container_id)
         names = hostfiles.resolution(fabric.config, host.dns, host.dns_search, host.dns_options, embedded=False)
-        extra = hostfiles.parse_extra_hosts(host.extra_hosts, self.host_gateways())
+        extra = self.extra_hosts(host.extra_hosts)
         if host_network:
             plain = not (host.dns or host.dns_search or host.dns_options or fabric.config.dns)
             with contextlib.suppress(OSError):
@@ -72,7 +84,7 @@ class Naming:
 
     def write_files(self, record: SandboxRecord, names: hostfiles.Resolution) -> None:
         folder = self.folder(record.container_id)
-        extra = hostfiles.parse_extra_hosts(record.extra_hosts, self.host_gateways())
+        extra = self.extra_hosts(record.extra_hosts)
         own = [address for endpoint in record.endpoints for address in endpoint.addresses]
         text = hostfiles.hosts_text(
             own, record.hostname, record.domainname, [], ipv6=any(e.ipv6 for e in record.endpoints) or self._fabric.ipv6
