@@ -103,7 +103,8 @@ def load(arch: str, folder: Path = RECIPES) -> Recipe:
     machine = _read(folder / f"{arch}.toml", _ARCH_KEYS)
     try:
         modules = {name: tuple(_strings(guest["kernel"], name)) for name in MOMENTS}
-        modules["extra"] += tuple(_strings(machine, "modules"))
+        for name in machine["modules"]:
+            modules[name] += tuple(_strings(machine["modules"], name))
         console = str(machine["console"])
         return Recipe(
             arch=arch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -38,6 +39,7 @@ class ImageMachine:
 
     process: subprocess.Popen[bytes]
     port_file: Path
+    monitor: Path
     user_key: str
     host_public: str
     console: list[str] = field(default_factory=list)
@@ -59,6 +61,21 @@ class ImageMachine:
         for _ in self._lines(time.monotonic() + deadline_s):
             pass
         return self.process.wait(timeout=30)
+
+    def power_off(self) -> None:
+        """Power off over SSH; the connection may end before the command does."""
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            self.run("poweroff", check=False)
+
+    def press_power_button(self) -> None:
+        """As libvirt's shutdown does."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as monitor:
+            monitor.settimeout(60)
+            monitor.connect(str(self.monitor))
+            monitor.sendall(b"system_powerdown\n")
+            answer = b""
+            while answer.count(b"(qemu)") < 2:
+                answer += monitor.recv(4096)
 
     def connect(self) -> paramiko.Transport:
         """An SSH transport whose peer has the pinned host key, not yet authenticated; waits until sshd answers."""
@@ -145,7 +162,8 @@ def booted(
     (folder / "port").write_text(str(port))
     files = manifest["files"]
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-machine", "q35", "-m", "1024", "-smp", "2"]
-    command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-monitor", "none"]
+    command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
+    command += ["-monitor", f"unix:{folder}/monitor.sock,server=on,wait=off"]
     command += ["-kernel", str(image / files["kernel"]["name"]), "-initrd", str(image / files["initrd"]["name"])]
     command += ["-append", f"{manifest['cmdline']} {append}".strip()]
     for name, path, options in (("root", image / files["root"]["name"], ",readonly=on"), ("data", disk, "")):
@@ -167,7 +185,7 @@ def booted(
     if provisioned:
         command += ["-fw_cfg", f"name=opt/moorage/config,file={config_file}"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    machine = ImageMachine(process, folder / "port", user_private, host_public)
+    machine = ImageMachine(process, folder / "port", folder / "monitor.sock", user_private, host_public)
     try:
         yield machine
     finally:

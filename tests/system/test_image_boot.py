@@ -174,7 +174,8 @@ def test_data_survives_power_off_and_is_not_formatted_again(image: Path, tmp_pat
     disk = data_disk(tmp_path / "data.img")
     with booted(image, disk, tmp_path / "first") as machine:
         machine.wait_console("sshd starts")
-        machine.run("echo kept > /var/lib/moorage/kept; poweroff")
+        machine.run("echo kept > /var/lib/moorage/kept")
+        machine.power_off()
         assert machine.wait_end() == 0
         assert any("data disk unmounted" in line for line in machine.console)
     with disk.open("r+b") as file:
@@ -199,6 +200,25 @@ def test_disk_with_anything_else_on_it_is_not_written_to(image: Path, tmp_path: 
         machine.wait_console("sshd starts")
         assert "e2fsck" in machine.run("cat /run/moorage/data-disk.error")
     assert disk.read_bytes() == before
+
+
+def test_power_button_powers_off_in_order(image: Path, tmp_path: Path) -> None:
+    with booted(image, data_disk(tmp_path / "data.img"), tmp_path / "machine") as machine:
+        machine.wait_console("sshd starts")
+        machine.run(
+            "n=0; until readlink /proc/$(pidof acpid)/fd/* | grep /dev/input/event; do usleep 200000; n=$((n+1)); [ $n -lt 300 ] || exit 1; done"
+        )
+        machine.press_power_button()
+        machine.wait_console("data disk unmounted")
+        assert machine.wait_end() == 0
+
+
+def test_kernel_panic_restarts_the_machine(image: Path, tmp_path: Path) -> None:
+    with booted(image, data_disk(tmp_path / "data.img"), tmp_path / "machine") as machine:
+        machine.wait_console("sshd starts")
+        machine.run("sync; (usleep 300000; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")
+        assert machine.wait_end() == 0  # QEMU is told to end where a machine would start again
+        assert any("Kernel panic" in line for line in machine.console)
 
 
 def test_without_the_host_configuration_nothing_listens(image: Path, tmp_path: Path) -> None:
