@@ -72,11 +72,11 @@ async def attach(
     running.attaching += 1
     try:
         with contextlib.closing(client):
-            if running.output is not None:
-                await running.output.offsets()
+            offsets = {} if running.output is None else await running.output.offsets()
             await running.shim.attach(
                 client, prefix=prefix, stdin=request.stdin and container.config.open_stdin, stdout=request.stdout,
                 stderr=request.stderr, multiplexed=request.multiplexed, detach_keys=request.detach_keys,
+                start_offsets=offsets,
             )  # fmt: skip
             running.attached = True
     finally:

@@ -64,10 +64,14 @@ class Output:
         engine, container_id = self._engine, self._container.id
         await engine.pump.drained(container_id)
         offsets = await engine.pump.offsets(container_id)
+        spill = await engine.pump.hand_over(container_id)
         try:
-            await self._shim.finish_output(offsets)
+            await self._shim.finish_output(offsets, spill=spill)
         except ShimError as error:
             log.debug("container %s: its clients are not told of the end: %s", container_id, error)
+        finally:
+            if spill is not None:
+                os.close(spill)
         await engine.pump.remove(container_id)
 
     async def leave(self) -> None:

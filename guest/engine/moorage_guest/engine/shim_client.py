@@ -159,12 +159,14 @@ class Shim:
         number = client_socket if isinstance(client_socket, int) else client_socket.fileno()
         await self._ask("attach", params, blob=prefix, fds=[number])
 
-    async def finish_output(self, offsets: Mapping[int, int]) -> None:
+    async def finish_output(self, offsets: Mapping[int, int], *, spill: int | None = None) -> None:
         """Say that the container's output is complete: `offsets` are the lengths of its streams.
 
         Each attached client is closed once it has got everything up to there; with empty `offsets`, after what has been fed.
+        `spill` is an open file with what has not been fed because clients are slow (duplicated; the caller closes its own).
         """
-        await self._ask("finish_output", {"offsets": {str(key): value for key, value in offsets.items()}})
+        params = {"offsets": {str(key): value for key, value in offsets.items()}}
+        await self._ask("finish_output", params, fds=[] if spill is None else [spill])
 
     async def exec(self, request: ExecRequest) -> Started:
         """Start a process in the container. Raises OciError with what the runtime said; the client's connection is then left to the caller."""

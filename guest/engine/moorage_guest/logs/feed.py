@@ -9,21 +9,18 @@ import errno
 import logging
 import os
 import socket
-import struct
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from moorage_guest.shim.attachments import FEED as HEADER
+from moorage_guest.shim.attachments import SPILLED as _FRAME
 
-#: Stream (1 stdout, 2 stderr) and offset.
-HEADER = struct.Struct("<BQ")
+log = logging.getLogger(__name__)
 
 #: Bytes of output in one datagram.
 MAX_BYTES = 32 * 1024
 
 #: What a slow client may be behind. Beyond it its feed has a gap, and the shim lets it go.
 SPILL_LIMIT = 256 * 1024 * 1024
-
-_FRAME = struct.Struct("!IBQ")
 
 
 class Feed:
@@ -73,6 +70,17 @@ class Feed:
                 return
             self._read_at += _FRAME.size + length
         self._drop_spill()
+
+    def hand_over(self) -> int | None:
+        """Send no more. Return a descriptor of the file with what is left, positioned there, or None if nothing is."""
+        if not self.behind or self.broken:
+            self.stop()
+            return None
+        descriptor = os.dup(self._spill)
+        os.lseek(descriptor, self._read_at, os.SEEK_SET)
+        self.active = False
+        self._read_at = self._end = 0
+        return descriptor
 
     def stop(self) -> None:
         """Nobody is attached any more: forget what is spilled."""

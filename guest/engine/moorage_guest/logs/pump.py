@@ -185,6 +185,13 @@ class Pump:
         """Nobody is attached any more. Quiet if the container is unknown."""
         await self._call(lambda: self._detach(container_id))
 
+    async def hand_over(self, container_id: str) -> int | None:
+        """Feed no more; return a file with what attached clients were too slow for, for the shim, or None.
+
+        For a container whose log is complete. The caller closes the file. Raises UnknownContainer.
+        """
+        return await self._call(lambda: self._hand_over(container_id))
+
     async def offsets(self, container_id: str) -> dict[int, int]:
         """Return how many bytes of each stream have been taken from the pipes. Raises UnknownContainer."""
         return await self._call(lambda: self._offsets(container_id))
@@ -538,6 +545,15 @@ class Pump:
         if container is not None and container.target.feed is not None:
             container.target.feed.stop()
             self._watch_feed(container, container.target.feed)
+
+    def _hand_over(self, container_id: str) -> int | None:
+        container = self._find(container_id)
+        feed = container.target.feed
+        if feed is None:
+            return None
+        spill = feed.hand_over()
+        self._watch_feed(container, feed)
+        return spill
 
     def _offsets(self, container_id: str) -> dict[int, int]:
         container = self._find(container_id)
