@@ -59,6 +59,7 @@ Progress = Callable[[str], None]
 M = TypeVar("M", bound=BaseModel)
 
 BACKEND_DEADLINE = 30.0
+ATTEMPTS = 4
 
 
 def _quiet(_step: str) -> None:
@@ -155,24 +156,38 @@ class Client:
         )
 
     def _lines(self, method: str, params: dict[str, Any] | None, timeout: float | None) -> Iterator[Line]:
-        if self._start_backend:
-            ensure_backend(self._paths)
-        with contextlib.closing(_UnixConnection(self._paths.backend_socket, timeout)) as connection:
+        connection, response = self._ask(method, params, timeout)
+        with contextlib.closing(connection):
             try:
-                connection.request(
-                    "POST", PREFIX + method, json.dumps(params or {}), {"Content-Type": "application/json"}
-                )
-                response = connection.getresponse()
                 while text := response.readline():
                     yield Line.model_validate_json(text)
             except TimeoutError as error:
                 raise HostError(f"the backend did not answer {method} in time", code=ErrorCode.TIMEOUT) from error
             except (OSError, http.client.HTTPException) as error:
-                raise HostError(
-                    f"the backend does not answer: {error}",
-                    hint="run the command again: the machine goes on",
-                    code=ErrorCode.UNAVAILABLE,
-                ) from error
+                raise _silent(error) from error
+
+    def _ask(
+        self, method: str, params: dict[str, Any] | None, timeout: float | None
+    ) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+        """Send the request. One that meets a backend on its way out is sent again, to the next: every method may be repeated."""
+        for attempt in range(ATTEMPTS):
+            if self._start_backend:
+                ensure_backend(self._paths)
+            connection = _UnixConnection(self._paths.backend_socket, timeout)
+            try:
+                connection.request(
+                    "POST", PREFIX + method, json.dumps(params or {}), {"Content-Type": "application/json"}
+                )
+                return connection, connection.getresponse()
+            except TimeoutError as error:
+                connection.close()
+                raise HostError(f"the backend did not answer {method} in time", code=ErrorCode.TIMEOUT) from error
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if not self._start_backend or attempt == ATTEMPTS - 1:
+                    raise _silent(error) from error
+                time.sleep(0.1 * (attempt + 1))
+        raise AssertionError("unreachable")
 
     def status(self) -> MachineStatus:
         """Where everything stands, the agent asked anew."""
@@ -318,6 +333,14 @@ class AsyncClient:
                 if line.event is not None:
                     yield MachineStatus.model_validate(line.event)
         raise HostError("the backend ended", code=ErrorCode.UNAVAILABLE)
+
+
+def _silent(error: Exception) -> HostError:
+    return HostError(
+        f"the backend does not answer: {error}",
+        hint="run the command again: the machine goes on",
+        code=ErrorCode.UNAVAILABLE,
+    )
 
 
 def _failure(line: Line) -> HostError:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 FIRST_OUTPUT = 6.0  # seconds; kvm and hvf have printed within one
+SILENCE = 60.0  # seconds that tcg, or an accelerator that was chosen, gets
 SETTLE = 1.0  # seconds after the first output that an untried accelerator is still watched closely
 POLL = 0.1
 
@@ -222,7 +223,8 @@ class Machine:
 
     async def _watch(self, identity: str, name: str, *, untried: bool) -> None:
         """Until the console says something (and for a moment after, with an accelerator that has not proved itself)."""
-        deadline = time.monotonic() + (FIRST_OUTPUT if untried else 60)
+        patience = FIRST_OUTPUT if untried else SILENCE
+        deadline = time.monotonic() + patience
         settled = 0.0
         while True:
             power, reason = await self._connection.call(lambda connection: _power_and_reason(connection, identity))
@@ -235,7 +237,7 @@ class Machine:
                 return
             if not settled and now > deadline:
                 raise HostError(
-                    f"the machine said nothing within {FIRST_OUTPUT if untried else 60:.0f} s of its start with {name}",
+                    f"the machine said nothing within {patience:.0f} s of its start with {name}",
                     hint="see `moorage console`",
                     code=ErrorCode.TIMEOUT,
                 )
