@@ -5,7 +5,7 @@ import json
 import pytest
 from moorage_contract.agent import ConfigState, RolledBack
 from moorage_contract.daemon_config import set_key
-from moorage_gui.settings.engine import EnginePage
+from moorage_gui.settings.engine import EnginePage, daemon_words
 from moorage_gui.signals import emit
 from moorage_gui.views import Identity, MachineState
 from moorage_gui.window import MainWindow
@@ -245,3 +245,10 @@ def test_change_by_somebody_else_is_taken_over_unless_there_is_text_of_ones_own(
     with qtbot.waitSignal(page._bridge.config_loaded, timeout=WAIT):
         page.shown()
     assert page.editor.toPlainText() == '{"debug": true}'
+
+
+def test_daemons_words_are_shown_once_and_without_the_trimmings_of_a_log() -> None:
+    said = 'time="2026-11-24T17:50:11.489Z" level=ERROR msg="opening \\"x\\" failed; check seccomp-profile" module=moored\nmoored: opening "x" failed; check seccomp-profile\n'
+    assert daemon_words(said) == 'opening "x" failed; check seccomp-profile'
+    assert daemon_words("invalid bip") == "invalid bip"
+    assert daemon_words('time="x" level=ERROR msg="broken \\q escape" module=m').startswith("time=")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 from moorage_contract.daemon_config import ConfigError, DaemonConfig, check, parse, plan
 from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout
@@ -13,6 +16,7 @@ from moorage_gui.settings.plan_view import PlanView
 from moorage_gui.views import ApplyOutcome, ContainerView, MachineState, MachineView
 
 TYPING_MS = 120
+_LOG_LINE = re.compile(r'^time="[^"]*" .*?msg="((?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*)"')
 PIPE_WORDS = (
     "A container's output waits in this pipe while the daemon is away; when it is full the container waits too, and nothing is lost. "
     "A larger pipe would only move that moment, so there is no setting for it."
@@ -184,7 +188,9 @@ class EnginePage(Page):
         if rolled is not None and self.banner.isHidden() and not self._applying and rolled.at != self._told:
             self._told = rolled.at
             self.banner.say(
-                "warning", "An earlier file is in force", f"The daemon refused the last one: {rolled.message}"
+                "warning",
+                "An earlier file is in force",
+                f"The daemon refused the last one: {daemon_words(rolled.message)}",
             )
         if on != self._machine_on:
             self._machine_on = on
@@ -202,6 +208,16 @@ def _lenient(text: str) -> DaemonConfig:
         return parse(text)
     except ConfigError:
         return DaemonConfig()
+
+
+def daemon_words(message: str) -> str:
+    """What a daemon said as it ended, without the trimmings of log lines and each sentence once."""
+    found: dict[str, None] = {}
+    for line in message.splitlines():
+        logged = _LOG_LINE.search(line)
+        text = json.loads(f'"{logged.group(1)}"') if logged else line
+        found[text.strip().removeprefix("moored: ")] = None
+    return "\n".join(text for text in found if text)
 
 
 def success(outcome: ApplyOutcome) -> tuple[str, str, str]:
@@ -230,7 +246,7 @@ def success(outcome: ApplyOutcome) -> tuple[str, str, str]:
 
 def refusal(outcome: ApplyOutcome) -> tuple[str, str, str]:
     """Tone, heading and text of the banner after an apply that failed."""
-    message = outcome.applied.message or "It gave no reason."
+    message = daemon_words(outcome.applied.message) or "It gave no reason."
     if outcome.applied.rolled_back:
         return (
             "bad",
