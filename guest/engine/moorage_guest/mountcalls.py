@@ -1,6 +1,7 @@
 """mount(2) and umount(2) as volumes need them: options in words, mounts of this process's namespace."""
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
@@ -85,11 +86,26 @@ def unmount(target: Path) -> None:
 
 def is_mounted(target: Path) -> bool:
     """Whether something is mounted exactly there."""
-    wanted = str(target)
+    return str(target) in _mount_points()
+
+
+def unmount_all(target: Path) -> None:
+    """Unmount everything there and below; raises OSError when something stays, since its content is somebody else's."""
+    for _ in range(64):
+        found = [where for where in _mount_points() if where == str(target) or where.startswith(f"{target}/")]
+        if not found:
+            return
+        for where in reversed(found):
+            unmount(Path(where))
+    raise OSError(errno.EBUSY, "something stays mounted there", str(target))
+
+
+def _mount_points() -> list[str]:
+    """Return where something is mounted, the oldest first."""
+    points = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         where = line.split(" ", 5)[4]
         if "\\" in where:
             where = where.encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
-        if where == wanted:
-            return True
-    return False
+        points.append(where)
+    return points

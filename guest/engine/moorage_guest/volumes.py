@@ -190,9 +190,9 @@ class Volumes:
         self._events.publish("volume", "destroy", name, {"driver": volume.driver})
 
     def _erase(self, volume: Volume) -> None:
-        _unmount_if_mounted(volume.mountpoint)
         # The record goes last: what a crash leaves half erased is found by its record and erased again.
         try:
+            mountcalls.unmount_all(volume.mountpoint)
             shutil.rmtree(volume.mountpoint.parent)
         except FileNotFoundError:
             log.debug("volume %s had no folder", volume.name)
@@ -364,8 +364,7 @@ def _resolved(options: str) -> str:
 
 
 def _unmount_if_mounted(path: Path) -> None:
-    if mountcalls.is_mounted(path):
-        mountcalls.unmount(path)
+    mountcalls.unmount_all(path)
 
 
 def _size(path: Path) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from moorage_guest.errors import EngineError
 from moorage_guest.events import EventBus
 from moorage_guest.net import namespaces
 from moorage_guest.net.firewall import Firewall, merge, port_change
-from moorage_guest.net.netlink import RouteSocket, add_veth, link_body
+from moorage_guest.net.netlink import RouteSocket, add_veth, delete_link, link_body
 from moorage_guest.net.nftables import Nftables
 from moorage_guest.store import Store
 
@@ -198,6 +199,34 @@ async def test_default_bridge_follows_bip_only_when_nobody_uses_it(world: World)
     assert world.networks.inspect("bridge")["IPAM"]["Config"] == [{"Subnet": "10.20.0.0/24", "Gateway": "10.20.0.1"}]
     box, _ = await world.run("web")
     assert box.endpoints["bridge"].ip_address == "10.20.0.2"
+
+
+async def test_networks_come_back_after_a_reboot(world: World) -> None:
+    await world.start()
+    await world.create("net", Labels={"a": "b"}, EnableIPv6=True)
+    await world.run("web", "net", host=published("net"))
+    before = {name: world.networks.inspect(name) for name in ("bridge", "net", "host", "none")}
+    for network in before.values():
+        network["Containers"] = {}
+    await world.networks.close()
+    for process in world.started:
+        process.kill()
+        process.wait(DEADLINE)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    for path in world.exec_root.netns.iterdir():
+        namespaces.remove(path)
+    while world.opened:
+        os.close(world.opened.pop())
+    with RouteSocket() as route:
+        for link in route.links():
+            if link.kind == "bridge":
+                route.send([delete_link(link.index, link.name)])
+    shutil.rmtree(world.exec_root.root)
+    await world.start(())
+    assert {name: world.networks.inspect(name) for name in before} == before
+    _, inside = await world.run("web", "net", host=published("net"))
+    with inside.listen(80):
+        assert world.here().connect("127.0.0.1", 8080)
 
 
 async def test_damaged_records_do_not_stop_the_start(world: World) -> None:

@@ -203,6 +203,21 @@ async def test_bind_volume_shows_the_device_read_only(volumes: Volumes, tmp_path
 
 
 @pytest.mark.root
+async def test_removal_takes_nothing_of_what_is_mounted_in_the_volume(volumes: Volumes, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "file").write_text("precious")
+    volume = await volumes.create("data", "", {}, {})
+    below = volume.mountpoint / "inner dir"
+    below.mkdir()
+    mountcalls.mount(str(there), below, "none", "bind")
+    mountcalls.mount(str(there), below, "none", "bind")
+    await volumes.remove("data")
+    assert (there / "file").read_text() == "precious"
+    assert not volume.mountpoint.exists() and not mountcalls.is_mounted(below)
+
+
+@pytest.mark.root
 async def test_mount_that_fails_says_what_and_why(volumes: Volumes) -> None:
     await volumes.create("gone", "local", {"type": "none", "device": "/no/such/place", "o": "bind"}, {})
     with pytest.raises(SystemError_, match=r"failed to mount local volume: mount /no/such/place.*no such file"):

@@ -227,6 +227,9 @@ def prepare_namespace(route: RouteSocket) -> None:
     route.send([change_link(link_body(1, up=True), "start loopback")])
     write_sysctl("ipv6/conf/default/disable_ipv6", "1")
     write_sysctl("ipv6/conf/all/accept_ra", "0")
+    # Neighbours that remember who had an address before are told who has it now.
+    write_sysctl("ipv4/conf/default/arp_notify", "1")
+    write_sysctl("ipv6/conf/default/ndisc_notify", "1")
     write_sysctl("ipv4/ip_unprivileged_port_start", "0")
     write_sysctl("ipv4/ping_group_range", "0 2147483647")
 

@@ -240,13 +240,12 @@ class Sandboxes:
                 return None
             self._fabric.ipam.claim(subnet, address)
             return address
-        failure: EngineError | None = None
         for subnet in subnets:
-            try:
+            with contextlib.suppress(Forbidden):
                 return self._fabric.ipam.allocate(subnet)
-            except Forbidden as error:
-                failure = error
-        raise failure or Forbidden("no available addresses on this network's address pools")
+        raise Forbidden(
+            f"no available IPv{version} addresses on this network's address pools: {network.name} ({network.id})"
+        )
 
     def _with_prefix(self, network: NetworkRecord, address: Address | None) -> str:
         subnet = network.subnet_of(address) if address is not None else None

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -238,6 +239,9 @@ def main(path: str) -> int:
     """Serve on the socket at ``path`` until told to stop or idle; for a process of its own, also a fork."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    # Three descriptors a container and one or two a port: the usual 1024 would do for some 300 containers.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     netd = Netd(Path(path))
     signal.signal(signal.SIGTERM, lambda number, frame: netd.stop())
     # A signal has to wake the selector: Python retries an interrupted wait unless something is there to read.
