@@ -65,8 +65,7 @@ class Config:
         if len(content.encode()) > MAX_BYTES:
             done(False, f"daemon.json is larger than {MAX_BYTES} bytes")
             return
-        self._candidate.write_text(content)
-        self._candidate.chmod(0o600)
+        _write(self._candidate, content)
         output = os.open(self._report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
         def ended(code: int) -> None:
@@ -91,12 +90,18 @@ class Config:
             done(result)
 
         def validated(ok: bool, message: str) -> None:
-            if ok:
-                self._put_in_force(content, restart, finish)
-            else:
+            if not ok:
                 finish(Applied(False, message))
+                return
+            try:
+                self._put_in_force(content, restart, finish)
+            except OSError as error:
+                finish(Applied(False, f"cannot write {self._file}: {error.strerror}; free some space"))
 
-        self.validate(content, validated)
+        try:
+            self.validate(content, validated)
+        except OSError as error:
+            finish(Applied(False, f"cannot check the file: {error.strerror}; free some space"))
 
     def daemon_ready(self) -> None:
         """The daemon serves with the file as it is: remember it as good."""
@@ -115,9 +120,13 @@ class Config:
             return
         self._log("the daemon does not start with daemon.json as it is: the last good one is put back")
         self._note(self._daemon.last_error)
-        _write(self._file.with_name(self._file.name + ".rejected"), self.content())
-        _write(self._file, good)
-        self._daemon.forgive()
+        try:
+            _write(self._file.with_name(self._file.name + ".rejected"), self.content())
+            _write(self._file, good)
+        except OSError as error:
+            self._log(f"cannot put the good daemon.json back: {error.strerror}")
+        else:
+            self._daemon.forgive()
 
     def _arguments(self) -> list[str]:
         arguments = list(self._daemon.argv)

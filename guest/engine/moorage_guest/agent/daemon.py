@@ -316,8 +316,7 @@ class Daemon:
             _kill(self.pid)
 
     def _start_zygote(self) -> None:
-        self._output.path.parent.mkdir(parents=True, exist_ok=True)
-        output = os.open(self._output.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = self._open_output()
         self._mark_log()
         self._listening()
         try:
@@ -390,7 +389,7 @@ class Daemon:
                 self._start_zygote()
             return
         self._mark_log()
-        output = os.open(self._output.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = self._open_output()
         try:
             self._starting_job = self._fork(self.argv, output, lambda code: self._ended(self.pid, code))
         finally:
@@ -497,6 +496,15 @@ class Daemon:
 
     # -- log and record -----------------------------------------------------------------------------------------------
 
+    def _open_output(self) -> int:
+        """Open the daemon's log; a disk that is full must not keep the daemon from starting."""
+        try:
+            self._output.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return os.open(self._output.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self._log(f"the daemon's log cannot be opened: {error.strerror}")
+            return os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+
     def _mark_log(self) -> None:
         try:
             self._log_offset = self._output.path.stat().st_size
@@ -526,7 +534,10 @@ class Daemon:
             "moored_pid": self.pid, "moored_start": kernel.start_time(self.pid) if self.pid else 0,
             "restarts": self.restarts,
         }  # fmt: skip
-        write_json(self._exec_root / "supervised.json", record)
+        try:
+            write_json(self._exec_root / "supervised.json", record)
+        except OSError as error:  # only an agent after us would miss it
+            self._log(f"cannot write {self._exec_root / 'supervised.json'}: {error.strerror}")
 
 
 def _alive(pid: int, start: int) -> int:

@@ -67,6 +67,7 @@ def _private(exec_root: Path) -> int:
     os.close(told)
     os.setsid()
     kernel.set_name("moorage-agent")
+    kernel.set_oom_score(kernel.KEEP_ALIVE)
     kernel.become_subreaper()  # for what a dead shim leaves
     for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

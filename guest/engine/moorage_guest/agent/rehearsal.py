@@ -27,8 +27,8 @@ def rehearse(loop: Loop, exec_root: Path) -> None:
     """Play daemon and shim. Leaves nothing behind; takes some 20 ms."""
     folder = exec_root / "rehearsal"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
     try:
+        folder.mkdir(mode=0o700)
         for turn in range(_ROUNDS):
             listener = wire.listen(folder / "shim.sock")
             spec = Spec(f"rehearsal-{turn}", tty=False, open_stdin=True, stdin_once=False, runtime="crun")
@@ -42,6 +42,8 @@ def rehearse(loop: Loop, exec_root: Path) -> None:
                         wire.close_all(reply.fds)
             server.close()
         _start_programs(loop, folder)
+    except OSError as error:
+        loop.report(f"no rehearsal: {error.strerror}; shims will take more memory")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

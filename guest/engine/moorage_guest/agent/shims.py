@@ -47,8 +47,8 @@ class Shims:
 
     @property
     def running(self) -> list[str]:
-        """Containers whose shims run."""
-        return list(self._running)
+        """Containers whose shims run; not those shut down that only have slow clients left to serve."""
+        return [item for item in self._running if (self._folder / item).exists()]
 
     @property
     def dead(self) -> list[str]:
@@ -96,20 +96,34 @@ class Shims:
         if folder.exists():
             raise Refused("conflict", f"the shim of container {spec.container_id} died and is not buried yet")
         folder.mkdir(mode=0o700)
-        listener = wire.listen(folder / "shim.sock")
-        root = self._runtime_root
+        try:
+            pid = self._fork(spec, folder)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise Refused("failed", f"cannot start a shim in {folder}: {error.strerror}") from None
+        self._running[spec.container_id] = pid
+        self._loop.on_child(pid, lambda code: self._ended(spec.container_id, pid, code))
+        self.on_change()
+        return pid
+
+    def _fork(self, spec: Spec, folder: Path) -> int:
         log = LogFile(folder / "shim.log", SHIM_LOG_BYTES)
+        root = self._runtime_root
 
         def run(fd: int) -> None:
             serve(socket.socket(fileno=fd), spec, root, folder, log)
 
-        with listener:
-            pid = fork_helper(run, log.path, listener.fileno())
-        record = {"shim_pid": pid, "shim_start_time": kernel.start_time(pid), "spec": asdict(spec)}
+        # Written before the fork with what is known, so that a full disk is noticed while nothing has happened.
+        record: dict[str, Any] = {"shim_pid": 0, "shim_start_time": 0, "spec": asdict(spec)}
         write_json(folder / "shim.json", record)
-        self._running[spec.container_id] = pid
-        self._loop.on_child(pid, lambda code: self._ended(spec.container_id, pid, code))
-        self.on_change()
+        with wire.listen(folder / "shim.sock") as listener:
+            pid = fork_helper(run, log.path, listener.fileno())
+        try:
+            record.update(shim_pid=pid, shim_start_time=kernel.start_time(pid))
+            write_json(folder / "shim.json", record)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            raise
         return pid
 
     def bury(self, container_id: str, done: Callable[[dict[str, Any]], None]) -> None:
@@ -208,7 +222,10 @@ class Shims:
             if folder.exists():
                 if not record.get("exit"):
                     record["exit"] = {"code": KILLED, "at_ns": time.time_ns(), "oom": False}
-                write_json(folder / "state.json", {"pid": record.get("pid", 0), "exit": record["exit"]})
+                try:
+                    write_json(folder / "state.json", {"pid": record.get("pid", 0), "exit": record["exit"]})
+                except OSError as error:
+                    self._log(f"cannot record the end of container {container_id}: {error.strerror}")
             for done in self._dying.pop(container_id):
                 done()
             self.on_change()

@@ -88,6 +88,7 @@ class Supervisor:
         output: LogFile,
     ) -> None:
         kernel.set_name("moorage-agent")
+        kernel.set_oom_score(kernel.KEEP_ALIVE)
         kernel.become_subreaper()
         for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
@@ -114,16 +115,13 @@ class Supervisor:
             loop, (data_root, exec_root), (daemon, config, self._containers, self._shims, engines, upgrade),
             {"daemon": output, "agent": log}, self._power_off,
         )  # fmt: skip
-        self._host = HostServer(loop, exec_root / "agent.sock", methods.table, methods.status)
 
         def ready() -> None:
             (exec_root / "engine.attempts").unlink(missing_ok=True)
             config.daemon_ready()
 
-        daemon.on_change = self._host.changed
         daemon.on_ready = ready
         daemon.on_failed = config.daemon_failed
-        self._shims.on_change = self._host.changed
         service = Service(loop, exec_root, self._shims, Netd(loop, exec_root, log), log)
         service.on_hello = daemon.hello
         service.on_close = daemon.closed
@@ -132,6 +130,9 @@ class Supervisor:
         service.add("ready", daemon.take_ready)
         service.add("stream_open", daemon.streams.open)
         service.add("stream_take", daemon.streams.take)
+        # Last, so that whoever gets an answer finds the other sockets, too.
+        self._host = HostServer(loop, exec_root / "agent.sock", methods.table, methods.status)
+        daemon.on_change = self._shims.on_change = self._host.changed
 
     def run(self) -> int:
         """Serve until told to end, or to become another engine's agent."""

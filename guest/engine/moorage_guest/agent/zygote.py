@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     exec_root = Path(arguments[0])
     kernel.set_name("moorage-zygote")
+    kernel.set_oom_score(kernel.DAEMON_SCORE)
     import_daemon()
     return Zygote(exec_root).run()
 

@@ -271,7 +271,10 @@ class Container:
         ended = "null" if self.exit is None else json.dumps(self.exit.record())
         start = kernel.start_time(self.pid) if self.running else 0
         text = f'{{"pid":{self.pid},"start_time":{start},"started_ns":{self.started_ns},"exit":{ended}}}'
-        kernel.replace_small(f"{self._folder}/state.json", text.encode())
+        try:
+            kernel.replace_small(f"{self._folder}/state.json", text.encode())
+        except OSError as error:  # /run is full: the daemon still gets it from us, only a burial would miss it
+            self._loop.report(f"cannot write state.json: {error.strerror}")
 
     def status(self) -> dict[str, Any]:
         """Return the container's part of the status."""

@@ -17,6 +17,10 @@ PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 FITRIM = 0xC0185879
 
+#: oom_score_adj of agent, shims and netd, which must not die, and of moored, which may.
+KEEP_ALIVE = -900
+DAEMON_SCORE = -500
+
 #: What a container's log pipe holds, fixed: live restore promises exactly this much while no daemon reads.
 PIPE_SIZE = 64 * 1024
 
@@ -64,6 +68,20 @@ def pipe_of_fixed_size() -> tuple[int, int]:
     read, write = os.pipe2(os.O_CLOEXEC)
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return read, write
+
+
+def set_oom_score(adjustment: int) -> None:
+    """Make this process a likelier or less likely victim of memory shortage; quietly nothing where that is not allowed."""
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, b"%d" % adjustment)
+    except OSError:
+        pass  # lowering takes CAP_SYS_RESOURCE, which build machines lack
+    finally:
+        os.close(descriptor)
 
 
 def bytes_waiting(fd: int) -> int:

@@ -62,6 +62,10 @@ class Loop:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self.watch(self._woken.fileno(), READ, self._wake)
 
+    def report(self, text: str) -> None:
+        """Tell `on_error` of a fault that was dealt with."""
+        self._on_error(text)
+
     # -- descriptors --------------------------------------------------------------------------------------------------
 
     def watch(self, fd: int, mask: int, callback: Callback) -> None:

@@ -68,6 +68,7 @@ class Runtime:
             signal.set_wakeup_fd(-1)
             for number in RESET_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            kernel.set_oom_score(0)
             if self._hybrid:
                 kernel.hide_unified_cgroup()
             for target, source in enumerate([os.dup(number) if number < 3 else number for number in stdio]):
