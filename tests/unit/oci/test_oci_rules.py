@@ -1,6 +1,7 @@
 """Rules of the runtime spec that need no container: capabilities, seccomp, devices, sysctls, security options, users."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from moorage_guest.api.types import ContainerConfig, HostConfig, Ulimit
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.oci import capabilities, resources
 from moorage_guest.oci.devices import parse_rule
+from moorage_guest.oci.limits import drop_unsupported
 from moorage_guest.oci.seccomp import Machine, default_profile, load_profile
 from moorage_guest.oci.security import parse_security_options
 from moorage_guest.oci.spec import (
@@ -20,6 +22,7 @@ from moorage_guest.oci.spec import (
     merge_environment,
 )
 from moorage_guest.oci.users import resolve_user
+from moorage_guest.sysinfo import CgroupFacts
 
 X86 = Machine("amd64", (6, 12))
 
@@ -161,3 +164,25 @@ def test_a_passwd_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     os.mkfifo(tmp_path / "etc/passwd")
     assert resolve_user(tmp_path, "7").home == "/"
+
+
+FACTS = CgroupFacts("2", True, True, True, True, True, True, True, False, True, True)
+
+
+def test_limits_that_the_kernel_lacks_are_dropped_with_dockerds_warning() -> None:
+    host = HostConfig(blkio_weight=300, pids_limit=5, memory=1 << 26, memory_swap=1 << 27, memory_swappiness=10)
+    assert drop_unsupported(host, replace(FACTS, blkio_weight=False, swap_limit=False)) == [
+        "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. "
+        "Memory swappiness discarded.",
+        "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.",
+        "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.",
+    ]
+    assert (host.blkio_weight, host.pids_limit, host.memory, host.memory_swap) == (0, 5, 1 << 26, -1)
+    assert host.memory_swappiness is None
+
+
+def test_limits_that_the_kernel_has_stay() -> None:
+    host = HostConfig(blkio_weight=300, pids_limit=5, memory=1 << 26, memory_swap=1 << 27, cpuset_cpus="0")
+    before = host.model_copy(deep=True)
+    assert drop_unsupported(host, FACTS) == []
+    assert host == before

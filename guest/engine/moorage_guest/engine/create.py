@@ -24,6 +24,8 @@ from moorage_guest.engine.settings import EngineSettings
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.logs import drivers
 from moorage_guest.oci import spec as oci_spec
+from moorage_guest.oci.limits import drop_unsupported
+from moorage_guest.sysinfo import cgroup_facts
 
 if TYPE_CHECKING:
     from moorage_guest.engine.containers import Containers
@@ -137,7 +139,7 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     validate.check_config(config)
     host = apply_defaults(host, settings)
     drivers.check_options(host.log_config.type, host.log_config.config)
-    warnings = _warnings(host, request.platform, image)
+    warnings = [*drop_unsupported(host, cgroup_facts()), *_warnings(host, request.platform, image)]
     mounts = wanted_mounts(config, host, lambda reference: engine.find(reference).mounts)
     for mode in (host.network_mode, host.pid_mode, host.ipc_mode):
         if mode.startswith("container:"):

@@ -13,7 +13,9 @@ from moorage_guest.engine.shims import OciError, ShimError, ShimGone
 from moorage_guest.engine.signals import parse_signal
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemError_
+from moorage_guest.oci.limits import drop_unsupported
 from moorage_guest.oci.resources import update_resources
+from moorage_guest.sysinfo import cgroup_facts
 
 log = logging.getLogger(__name__)
 
@@ -269,6 +271,7 @@ async def update(engine: Containers, container: Container, changes: HostConfig) 
             host.pids_limit = changes.pids_limit if changes.pids_limit > 0 else None
             limited = True
         validate.check_resources(host)
+        warnings = drop_unsupported(host, cgroup_facts())
         if limited and container.status.alive:
             shim = await engine.shim_of(container)
             limits = update_resources(host)
@@ -281,7 +284,7 @@ async def update(engine: Containers, container: Container, changes: HostConfig) 
         container.host_config = host
         await engine.save(container)
     engine.publish(container, "update")
-    return []
+    return warnings
 
 
 async def resize(engine: Containers, container: Container, rows: int, columns: int) -> None:
