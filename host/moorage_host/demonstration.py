@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -116,16 +117,19 @@ def missing(lines: list[int]) -> list[int]:
     return [number for number in range(1, (lines or [0])[-1] + 1) if lines.count(number) != 1]
 
 
-def moorage(*arguments: str) -> str:
-    """Run the moorage command and return its output; raises CalledProcessError."""
-    command = [sys.executable, "-m", "moorage_host.cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout
+def moorage(*arguments: str, ends_with: tuple[int, ...] = (0,)) -> str:
+    """Run the moorage command and return its output; raises CalledProcessError for another exit status."""
+    command = [str(Path(sys.executable).with_name("moorage")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    if done.returncode not in ends_with:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+    return done.stdout
 
 
 def daemon_pid() -> int:
     """moored's process in the guest, as the agent reports it."""
     for _ in _tries("the daemon's process"):
-        status: dict[str, Any] = json.loads(moorage("status", "--json"))
+        status: dict[str, Any] = json.loads(moorage("status", "--json", ends_with=(0, 3)))
         daemon = (status.get("engine") or {}).get("daemon") or {}
         if daemon.get("state") == "running" and daemon.get("pid"):
             return int(daemon["pid"])
@@ -152,7 +156,7 @@ def main() -> int:
         client = docker.DockerClient(base_url=f"unix://{socket}", version="auto", timeout=DEADLINE_S)
         proven = Demonstration(client).run()
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"{' '.join(error.cmd[2:])}: {error.stderr.strip()}\n")
+        sys.stderr.write(f"{' '.join(error.cmd)}: {error.stderr.strip()}\n")
         return 1
     except (DockerException, requests.exceptions.RequestException, TimeoutError) as error:
         sys.stderr.write(f"the engine at {socket} did not do what was asked: {error}\n")
