@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import QEvent, QTimer
 from PySide6.QtWidgets import QApplication
@@ -14,6 +15,7 @@ from PySide6.QtWidgets import QApplication
 from moorage_gui.bridge import Backend, Bridge, Engine
 from moorage_gui.control import HostBackend
 from moorage_gui.engine import DockerEngine
+from moorage_gui.single import Doorbell, ask_running, server_name
 from moorage_gui.theme import follow_system
 from moorage_gui.tray import Tray
 from moorage_gui.window import MainWindow
@@ -40,18 +42,27 @@ class Program:
         self._app.setQuitOnLastWindowClosed(not in_tray)
         self.bridge.begin()
         if page is not None or not in_tray:
-            self.window.show_page(getattr(self.window, page or "containers"))
+            self.show(page or PAGES[0])
         else:
             self.bridge.set_watched(False)
 
-    def close(self) -> None:
-        """Take everything away and end the threads; widgets must not outlive the QApplication. The machine runs on."""
+    def show(self, page: str) -> None:
+        """Bring a page to the front; a name that is none means the containers."""
+        self.window.show_page(getattr(self.window, page if page in PAGES else PAGES[0]))
+
+    def close(self) -> bool:
+        """Take everything away and end the threads; widgets must not outlive the QApplication. The machine runs on.
+
+        False when a thread is left behind in a call that does not end: the process must then end without tidying up.
+        """
         self.tray.close()
         self.window.hide()
-        self.bridge.close()
-        self.window.deleteLater()
-        self.bridge.deleteLater()
-        self._app.sendPostedEvents(None, int(QEvent.Type.DeferredDelete.value))
+        ended = self.bridge.close()
+        if ended:
+            self.window.deleteLater()
+            self.bridge.deleteLater()
+            self._app.sendPostedEvents(None, int(QEvent.Type.DeferredDelete.value))
+        return ended
 
 
 def application(arguments: Sequence[str]) -> QApplication:
@@ -64,10 +75,17 @@ def application(arguments: Sequence[str]) -> QApplication:
     return app
 
 
-def run(backend: Backend, engine: Engine, page: str | None = None) -> int:
-    """Run until the user quits, or until SIGINT or SIGTERM; returns the exit code."""
+def run(backend: Backend, engine: Engine, name: str, page: str | None = None) -> int:
+    """Run until the user quits, or until SIGINT or SIGTERM; returns the exit code.
+
+    Where the program runs already under `name`, its window comes to the front and this returns at once.
+    """
     app = application(sys.argv[:1])
+    if ask_running(name, page or PAGES[0]):
+        return 0
     program = Program(app, backend, engine)
+    door = Doorbell(name)
+    door.rung.connect(program.show)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: app.quit())
     # Python sees a signal only when the interpreter runs, which Qt's loop would keep it from doing.
@@ -75,11 +93,20 @@ def run(backend: Backend, engine: Engine, page: str | None = None) -> int:
     ticking.timeout.connect(lambda: None)
     ticking.start(_SIGNAL_MS)
     program.begin(page)
-    try:
-        return app.exec()
-    finally:
-        program.close()
-        engine.close()
+    code = app.exec()
+    door.close()
+    if not program.close():
+        logging.shutdown()
+        os._exit(code)
+    engine.close()
+    return code
+
+
+def display_missing(environ: Mapping[str, str], platform: str) -> bool:
+    """Whether there is no screen to draw on, which Qt would answer by aborting."""
+    return platform == "linux" and not any(
+        environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,5 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `moorage-gui`."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING)
+    if display_missing(os.environ, sys.platform):
+        sys.stderr.write(
+            "moorage-gui: there is no display; start it in a desktop session, or use the moorage command\n"
+        )
+        return 1
     backend = HostBackend()
-    return run(backend, DockerEngine(backend.docker_socket), options.page)
+    return run(backend, DockerEngine(backend.docker_socket), server_name(backend.state_folder), options.page)

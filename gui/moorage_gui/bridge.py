@@ -7,6 +7,7 @@ holds up neither the gauges nor the list of containers.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -21,6 +22,7 @@ from moorage_gui.views import (
     ApplyOutcome,
     ContainerView,
     Identity,
+    Kept,
     MachineSettings,
     MachineState,
     MachineView,
@@ -30,6 +32,7 @@ from moorage_gui.views import (
 POLL_MS = 1000
 QUIET_POLL_MS = 4000
 LOG_LINES = 500
+BACK_SECONDS = 60
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Backend(Protocol):
     def settings(self) -> MachineSettings: ...
 
     def save_settings(self, settings: MachineSettings) -> None: ...
+
+    def restart_daemon(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -81,6 +86,7 @@ class Bridge(QObject):
     config_loaded = Signal(str)
     apply_started = Signal()
     applied = Signal(ApplyOutcome)
+    daemon_restarted = Signal(list)
     settings_loaded = Signal(MachineSettings)
     settings_saved = Signal()
     logs_loaded = Signal(str, str)
@@ -129,12 +135,13 @@ class Bridge(QObject):
         if self._timer.isActive():
             self._timer.start(POLL_MS if watched else QUIET_POLL_MS)
 
-    def close(self) -> None:
-        """Stop polling and end the threads; a job that hangs is left behind after a few seconds."""
+    def close(self) -> bool:
+        """Stop polling and end the threads. False when a call would not end within some seconds: its thread is left behind."""
         self._timer.stop()
-        for lane in (self._machine_poll, self._engine_poll, self._logs, self._control):
-            if not lane.close():
-                log.warning("a call to the backend did not end")
+        ended = [lane.close() for lane in (self._machine_poll, self._engine_poll, self._logs, self._control)]
+        if not all(ended):
+            log.warning("a call to the backend did not end")
+        return all(ended)
 
     def refresh(self) -> None:
         """Ask for the machine, the pipes and the containers, each unless the last question is still open."""
@@ -184,13 +191,23 @@ class Bridge(QObject):
         def work() -> ApplyOutcome:
             before = self._identities() if running else []
             applied = self._backend.apply_config(text)
-            after = self._identities() if before else []
+            after = self._identities_again(before)
             return ApplyOutcome(applied, text, compare(before, after))
 
         def failed(error: Exception) -> None:
             emit(self.applied, ApplyOutcome(Applied(False, str(error)), text))
 
         self._control.submit(work, self._applied, failed)
+
+    def restart_daemon(self) -> None:
+        """Restart the daemon and say of each container whether it went on."""
+
+        def work() -> list[Kept]:
+            before = self._identities()
+            self._backend.restart_daemon()
+            return [*compare(before, self._identities_again(before))]
+
+        self._control.submit(work, self._daemon_restarted, self._failure("The daemon did not restart"))
 
     def load_settings(self) -> None:
         """Read the machine's resources."""
@@ -242,6 +259,23 @@ class Bridge(QObject):
         except Exception:  # no proof is no reason not to apply; the page says that there is none
             log.info("no identities of containers", exc_info=True)
             return []
+
+    def _identities_again(self, before: Sequence[Identity]) -> Sequence[Identity]:
+        """The same question once the daemon is back; called in a lane, waits for it."""
+        deadline = time.monotonic() + BACK_SECONDS
+        while before:
+            try:
+                return self._engine.identities()
+            except Exception as error:  # whatever a client raises while nobody answers
+                if time.monotonic() > deadline:
+                    log.info("no identities of containers: %s", error)
+                    return []
+                time.sleep(0.2)
+        return []
+
+    def _daemon_restarted(self, proof: list[Kept]) -> None:
+        emit(self.daemon_restarted, proof)
+        self.refresh()
 
     def _applied(self, outcome: ApplyOutcome) -> None:
         emit(self.applied, outcome)

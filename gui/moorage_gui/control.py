@@ -29,6 +29,11 @@ class HostBackend:
     def __init__(self, client: Client | None = None) -> None:
         self._client = Client() if client is None else client
 
+    @property
+    def state_folder(self) -> Path:
+        """Where the backend of this user keeps its state."""
+        return self._client.paths.state
+
     def docker_socket(self) -> Path | None:
         """The engine's socket on this computer while there is one."""
         path = self._client.paths.docker_socket
@@ -62,6 +67,10 @@ class HostBackend:
         """Put daemon.json in force, or store it while the engine is down."""
         answer = self._client.apply_engine_config(text)
         return Applied(answer.ok, answer.message, answer.rolled_back, answer.pending)
+
+    def restart_daemon(self) -> None:
+        """Restart moored; containers keep running."""
+        self._client.daemon("restart")
 
     def settings(self) -> MachineSettings:
         """The machine's resources, with what this computer has for bounds."""

@@ -117,6 +117,29 @@ def test_daemon_card_follows_the_daemon(qtbot: QtBot, window: MainWindow, backen
     assert window.restore.model.rowCount() == 6
 
 
+def test_daemon_is_restarted_with_proof_that_containers_went_on(
+    qtbot: QtBot, window: MainWindow, backend: FakeBackend
+) -> None:
+    window.show_page(window.restore)
+    qtbot.waitUntil(window.restore.restart.isEnabled, timeout=WAIT)
+    window.restore.restart.click()
+    qtbot.waitUntil(window.restore.banner.isVisible, timeout=WAIT)
+    assert window.restore.banner.tone == "good" and "3 of 3" in window.restore.banner.heading.text()
+    assert [item.kept for item in window.restore.proof_model.rows] == [True] * 3
+    assert "daemon" in backend.calls
+
+
+def test_container_lost_over_a_restart_is_named(
+    qtbot: QtBot, window: MainWindow, backend: FakeBackend, engine: FakeEngine
+) -> None:
+    backend.on_apply = lambda: engine.who.pop(0)
+    window.show_page(window.restore)
+    qtbot.waitUntil(window.restore.restart.isEnabled, timeout=WAIT)
+    window.restore.restart.click()
+    qtbot.waitUntil(window.restore.banner.isVisible, timeout=WAIT)
+    assert window.restore.banner.tone == "warning" and window.restore.banner.text.text() == "web"
+
+
 def test_live_restore_card_reads_the_file(qtbot: QtBot, window: MainWindow, backend: FakeBackend) -> None:
     assert window.restore.setting.value.text() == "On"
     backend.text = '{"live-restore": false}'

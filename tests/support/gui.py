@@ -48,7 +48,7 @@ class FakeBackend:
     broken: str = ""
     calls: list[str] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
-    on_apply: Callable[[], None] = lambda: None
+    on_apply: Callable[[], object] = lambda: None
     gate: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -102,6 +102,10 @@ class FakeBackend:
         self.text = text
         self.on_apply()
         return Applied(True, stored=self.state is not MachineState.RUNNING)
+
+    def restart_daemon(self) -> None:
+        self._call("daemon")
+        self.on_apply()
 
     def settings(self) -> MachineSettings:
         self._call("settings")

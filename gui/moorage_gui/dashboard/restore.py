@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from moorage_contract.agent import PipeFill, Status
+from moorage_contract.agent import DaemonState, PipeFill, Status
 from moorage_contract.daemon_config import ConfigError, parse
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QStackedWidget
 
 from moorage_gui.bridge import Bridge
 from moorage_gui.dashboard.tables import BarDelegate, Column, Rows, Table
-from moorage_gui.parts import Card, Chip, Page, label
+from moorage_gui.parts import Card, Chip, Page, button, label
 from moorage_gui.theme import Theme
 from moorage_gui.views import ApplyOutcome, Kept, MachineState, MachineView, in_bytes, in_seconds
 
@@ -69,6 +69,10 @@ class RestorePage(Page):
         self._bridge = bridge
         self.state = Chip("…", "plain")
         self.head.addWidget(self.state)
+        self.restart = button("Restart daemon", "Restart the daemon; containers run on while it is away")
+        self.restart.clicked.connect(self._restart)
+        self.head.addSpacing(8)
+        self.head.addWidget(self.restart)
         facts = QHBoxLayout()
         self.daemon, self.waiting, self.setting = Fact("Daemon"), Fact("Output waiting"), Fact("Live restore")
         for fact in (self.daemon, self.waiting, self.setting):
@@ -101,7 +105,7 @@ class RestorePage(Page):
         self._nothing.column.addStretch(1)
         self._stack.addWidget(self._nothing)
         self.column.addWidget(self._stack, 2)
-        self.column.addWidget(label("Last apply", "heading"))
+        self.column.addWidget(label("Last restart or apply", "heading"))
         proof_columns: list[Column[Kept]] = [
             Column("Container", lambda item: item.before.name),
             Column(
@@ -113,12 +117,12 @@ class RestorePage(Page):
             Column("", lambda item: "kept" if item.kept else "not kept"),
         ]
         self.proof_model = Rows(proof_columns, lambda item: item.before.id, self)
-        self.proof = Table(self.proof_model, "Containers before and after the last apply")
+        self.proof = Table(self.proof_model, "Containers before and after the last restart or apply")
         self._proof_stack = QStackedWidget()
         self._proof_stack.addWidget(self.proof)
         nothing = Card()
         self.proof_words = label(
-            "Apply a configuration on the Docker Engine page: process and start time of each container, before and after, are shown here.",
+            "Restart the daemon, or apply a configuration: process and start time of each container, before and after, are shown here.",
             "muted",
             wrap=True,
         )
@@ -133,10 +137,12 @@ class RestorePage(Page):
         bridge.pipes_changed.connect(self._pipes_changed)
         bridge.config_loaded.connect(self._config_loaded)
         bridge.applied.connect(self._applied)
+        bridge.daemon_restarted.connect(self._restarted)
         self._pipes_changed([])
 
     def _machine_changed(self, machine: MachineView) -> None:
         engine = machine.engine
+        self.restart.setEnabled(engine is not None and engine.daemon.state is not DaemonState.STARTING)
         if engine is None:
             self.state.say(
                 machine.state.words, "bad" if machine.state in (MachineState.FAILED, MachineState.UNKNOWN) else "plain"
@@ -183,12 +189,34 @@ class RestorePage(Page):
     def _applied(self, outcome: ApplyOutcome) -> None:
         if outcome.applied.ok:
             self._config_loaded(outcome.text)
-        self.proof_model.show_rows([*outcome.proof])
-        self._proof_stack.setCurrentIndex(0 if outcome.proof else 1)
-        self._proof_stack.setMaximumHeight(240 if outcome.proof else 96)
-        if not outcome.proof:
+        self._prove([*outcome.proof], "Last apply")
+
+    def _restart(self) -> None:
+        self.restart.setEnabled(False)
+        self.banner.clear()
+        self._bridge.restart_daemon()
+
+    def _restarted(self, proof: list[Kept]) -> None:
+        self._prove(proof, "Last restart")
+        lost = [item.before.name for item in proof if not item.kept]
+        if lost:
+            self.banner.say("warning", "The daemon is back, but not every container went on", ", ".join(lost))
+        elif proof:
+            self.banner.say(
+                "good",
+                f"The daemon is back; {len(proof)} of {len(proof)} went on",
+                "Same process and same start for each, as listed below.",
+            )
+        else:
+            self.banner.say("info", "The daemon is back", "No container was running.")
+
+    def _prove(self, proof: list[Kept], what: str) -> None:
+        self.proof_model.show_rows(proof)
+        self._proof_stack.setCurrentIndex(0 if proof else 1)
+        self._proof_stack.setMaximumHeight(240 if proof else 96)
+        if not proof:
             at = time.strftime("%H:%M:%S")
-            self.proof_words.setText(f"Last apply at {at}. No container was running, so there was nothing to keep.")
+            self.proof_words.setText(f"{what} at {at}. No container was running, so there was nothing to keep.")
 
 
 def daemon_line(engine: Status) -> str:
