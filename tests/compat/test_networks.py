@@ -160,6 +160,13 @@ def test_api_answers_have_their_shape(moored: Moored, name: str) -> None:
     assert api.call("POST", "/networks/prune").status == 200
 
 
+def test_half_a_surrogate_pair_is_no_reason_to_fail(moored: Moored) -> None:
+    body = b'{"Name": "bad\\ud800", "Driver": "nope\\ud83d\\ude00"}'
+    headers = {"Content-Type": "application/json"}
+    reply = moored.api.call("POST", "/volumes/create", body=body, headers=headers, check=False)
+    assert reply.status == 404 and "create bad\ufffd" in reply.json["message"] and "\U0001f600" in reply.json["message"]
+
+
 def test_docker_py_creates_connects_and_removes(moored: Moored, name: str) -> None:
     with moored.client() as client:
         network = client.networks.create(name, labels={"owner": "test"}, internal=True, check_duplicate=True)

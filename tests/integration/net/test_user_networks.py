@@ -6,7 +6,15 @@ import threading
 
 import pytest
 from moorage_guest.api.types import EndpointSettings, HostConfig
-from moorage_guest.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound, SystemError_
+from moorage_guest.errors import (
+    Conflict,
+    EngineError,
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    NotImplementedByEngine,
+    SystemError_,
+)
 from moorage_guest.net.netlink import RouteSocket, add_route
 
 from tests.support.networks import HOST, OUTSIDE, Place, World, container_id
@@ -287,7 +295,7 @@ async def test_macvlan_and_ipvlan_are_refused_in_the_kernels_words_where_it_lack
     for driver in ("macvlan", "ipvlan"):
         try:
             await world.create(driver, Driver=driver, Options={"parent": "uplink"})
-        except SystemError_ as error:
+        except NotImplementedByEngine as error:
             assert f"the kernel refuses {driver} links" in str(error)
             with pytest.raises(NotFound):
                 world.networks.find(driver)

@@ -317,7 +317,7 @@ def filters(request: web.BaseRequest, known: Iterable[str] | None = None) -> dic
     if not text:
         return {}
     try:
-        raw = json.loads(text)
+        raw = parse_json(text)
     except ValueError as error:
         raise InvalidParameter(f"invalid filter: {error}") from None
     if not isinstance(raw, dict):
@@ -350,6 +350,15 @@ async def read_body(request: web.BaseRequest, limit: int = MAX_JSON) -> bytes:
     return b"".join(chunks)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON from outside; halves of surrogate pairs become U+FFFD, as Go reads them, since they fit into no answer."""
+    value = json.loads(text)
+    if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+        plain = json.dumps(value, ensure_ascii=False)
+        value = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return value
+
+
 async def json_object(request: web.BaseRequest, *, required: bool = True) -> dict[str, Any]:
     """Read a JSON object from the body; 400 in dockerd's words when it is none."""
     body = await read_body(request)
@@ -365,7 +374,7 @@ async def json_object(request: web.BaseRequest, *, required: bool = True) -> dic
         if required or request.content_type != "text/plain":
             raise InvalidParameter(f"unsupported Content-Type header ({kind}): must be 'application/json'")
     try:
-        value = json.loads(body)
+        value = parse_json(body)
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"invalid JSON: {error}") from None
     if value is None and not required:

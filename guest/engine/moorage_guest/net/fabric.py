@@ -12,7 +12,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from moorage_guest.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound, SystemError_
+from moorage_guest.errors import (
+    Conflict,
+    EngineError,
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    NotImplementedByEngine,
+    SystemError_,
+)
 from moorage_guest.net import links, requests
 from moorage_guest.net.config import DEFAULT_POOLS, NetConfig, Pool, parse_pools
 from moorage_guest.net.firewall import Change, Firewall, NetworkRules, merge, network_change, port_change, removal
@@ -329,7 +337,7 @@ class Fabric:
         try:
             links.probe_child(self.route, record.driver, parent)
         except NetlinkError as error:
-            raise SystemError_(
+            raise NotImplementedByEngine(
                 f"failed to create network {record.name}: the kernel refuses {record.driver} links: {error.strerror}"
             ) from error
 

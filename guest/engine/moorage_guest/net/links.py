@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from moorage_guest.errors import InvalidParameter, SystemError_
+from moorage_guest.errors import InvalidParameter, NotImplementedByEngine, SystemError_
 from moorage_guest.net import namespaces
 from moorage_guest.net.netlink import (
     Address,
@@ -202,7 +202,10 @@ def ensure_parent(route: RouteSocket, network_id: str, parent: str) -> tuple[str
         data = attribute(1, struct.pack("=H", int(tag)))
         route.send([add_link("vlan", name, link_body(name=name, link=below.index, up=True), data)])
     except NetlinkError as error:
-        raise SystemError_(f"the kernel refused the parent interface {name}: {error.strerror}") from error
+        text = f"the kernel refused the parent interface {name}: {error.strerror}"
+        if error.errno == errno.EOPNOTSUPP:
+            raise NotImplementedByEngine(text) from error
+        raise SystemError_(text) from error
     return name, True
 
 
