@@ -91,6 +91,7 @@ class Service:
             str(params["container_id"]), bool(params["tty"]), bool(params["open_stdin"]), bool(params["stdin_once"]),
             str(params["runtime"]), [str(item) for item in params["runtime_args"]],
             {str(key): str(value) for key, value in params["labels"].items()},
+            int(params.get("spill_bytes", 0)), str(params.get("spill_folder", "")),
         )  # fmt: skip
         request.answer({"pid": self._shims.spawn(spec)})
 

@@ -163,6 +163,7 @@ class Agent:
                 "container_id": request.container_id, "tty": request.tty, "open_stdin": request.open_stdin,
                 "stdin_once": request.stdin_once, "runtime": request.runtime,
                 "runtime_args": list(request.runtime_args), "labels": dict(request.labels),
+                "spill_bytes": request.spill_bytes, "spill_folder": str(request.spill_folder or ""),
             },
         )  # fmt: skip
         return await Shim.connect(self.exec_root, request.container_id)

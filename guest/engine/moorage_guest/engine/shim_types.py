@@ -44,6 +44,9 @@ class ShimRequest:
     runtime_args: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     """Shown by the agent while moored is away: `name` (the container's), `stop_signal`."""
+    spill_bytes: int = 0
+    """Bytes of each stream that the shim keeps in a file below `spill_folder` instead of letting the container wait; not for a tty."""
+    spill_folder: Path | None = None
 
 
 @dataclass(frozen=True)

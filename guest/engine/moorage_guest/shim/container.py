@@ -17,6 +17,7 @@ from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
 from moorage_guest.shim.fill import measure
 from moorage_guest.shim.loop import WRITE, Loop
 from moorage_guest.shim.runtime import Runtime, RuntimeFailed
+from moorage_guest.shim.spill import Spill
 from moorage_guest.shim.streams import Console, Reader
 from moorage_guest.shim.wire import PROTOCOL
 
@@ -32,6 +33,8 @@ class Spec:
     runtime: str
     runtime_args: list[str] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
+    spill_bytes: int = 0
+    spill_folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Container:
         self._numbers = (STDOUT,) if spec.tty else (STDOUT, STDERR)
         self._a = {number: kernel.pipe_of_fixed_size() for number in self._numbers}
         self._b = {number: kernel.pipe_of_fixed_size() for number in self._numbers}
+        self._spills: dict[int, Spill] = {}
+        self._sources: dict[int, tuple[int, int]] = {}
+        if spec.spill_bytes and not spec.tty:
+            self._sources = {number: kernel.pipe_of_fixed_size() for number in self._numbers}
         self._terminal: Reader | None = None
         self._held = b""
         self.stdin: Input | None = None
@@ -103,6 +110,9 @@ class Container:
         result: list[dict[str, int | bool]] = []
         for number in self._numbers:
             count, full = measure(self._a[number][0])
+            spill = self._spills.get(number)
+            if spill is not None:  # the container waits only when its own pipe is full, too
+                full = spill.source >= 0 and measure(spill.source)[1]
             blocked = full and self.running
             result.append({"stream": number, "bytes": count, "capacity": kernel.PIPE_SIZE, "blocked": blocked})
         return result
@@ -121,7 +131,8 @@ class Container:
             stdio = (null, null, null)
         else:
             stdin = self._stdin_read if self._stdin_read >= 0 else null
-            stdio = (stdin, self._a[STDOUT][1], self._a[STDERR][1])
+            outputs = self._sources or self._a
+            stdio = (stdin, outputs[STDOUT][1], outputs[STDERR][1])
 
         def finished(failure: RuntimeFailed | None) -> None:
             os.close(null)
@@ -199,6 +210,8 @@ class Container:
             if self.spec.open_stdin:
                 self.stdin = Input(self._loop, os.dup(master))
                 self.stdin.on_room = self._stdin_room
+        elif self._sources:
+            self._begin_spilling()
         else:
             self._close_write_ends()
         for client, prefix in self._waiting_for_stdin:
@@ -226,11 +239,26 @@ class Container:
             self.stdin.abandon()
         self._emit({"event": "exited", **self.exit.record()})
 
+    def _begin_spilling(self) -> None:
+        """From now on the shim carries output from the container's own pipes to pipe A, or to a file while that is full."""
+        for number, (read, write) in self._sources.items():
+            os.close(write)
+            target = self._a[number][1]
+            self._a[number] = (self._a[number][0], -1)
+            self._spills[number] = Spill(
+                self._loop, read, target, self.spec.spill_folder, self.spec.spill_bytes, _nothing
+            )
+        self._sources = {}
+
     def _stdin_room(self) -> None:
         for client in self.attachments.clients():
             client.retry_input()
 
     def _close_write_ends(self) -> None:
+        for fds in self._sources.values():
+            for fd in fds:
+                os.close(fd)
+        self._sources = {}
         for number in self._numbers:
             read, write = self._a[number]
             if write >= 0:
