@@ -26,7 +26,7 @@ from moorage_images import sample
 from moorage_host.paths import user_paths
 
 CONTAINER = "moorage-proof"
-COMMAND = ["sh", "-c", "n=0; while :; do n=$((n+1)); echo line $n; sleep 1; done"]
+COMMAND = ["sh", "-c", "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; sleep 1; done"]
 LINES = 3  # before the kill and after it
 DEADLINE_S = 120
 
