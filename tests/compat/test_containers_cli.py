@@ -388,3 +388,17 @@ def test_wait_for_a_killed_client_does_not_stay(moored: Moored) -> None:
     client.communicate(timeout=DEADLINE)
     _remove(moored, "waited")
     assert moored.docker("ps", "-aq") == ""
+
+
+def test_links_give_names_and_variables_and_can_be_removed(moored: Moored) -> None:
+    moored.docker("run", "-d", "--name", "target", "--expose", "80", "-e", "OF=target", "busybox", "sleep", "1000")
+    out = moored.docker(
+        "run", "--name", "linked", "--link", "target:alias", "busybox", "sh", "-c", "env; ping -c1 alias"
+    )
+    assert "ALIAS_PORT_80_TCP_PORT=80" in out
+    assert "ALIAS_ENV_OF=target" in out
+    assert "1 packets received" in out
+    assert "linked/alias" in moored.docker("ps", "--format", "{{.Names}}", "--no-trunc")
+    moored.docker("rm", "--link", "linked/alias")
+    assert "linked/alias" not in moored.docker("ps", "--format", "{{.Names}}", "--no-trunc")
+    _remove(moored, "linked", "target")

@@ -48,7 +48,7 @@ def routes(engine: Containers) -> list[Route]:
         Route("POST", "/containers/{id}/pause", handlers.pause),
         Route("POST", "/containers/{id}/unpause", handlers.unpause),
         Route("POST", "/containers/{id}/resize", handlers.resize),
-        Route("DELETE", "/containers/{id}", handlers.remove),
+        Route("DELETE", "/containers/{id:.+}", handlers.remove),
         Route("POST", "/commit", handlers.commit),
         *container_streams.routes(engine),
         *archive.routes(engine),
@@ -179,9 +179,10 @@ class _Handlers:
         return empty_response(200)
 
     async def remove(self, request: ApiRequest) -> web.StreamResponse:
-        container = self._container(request)
         if query_bool(request, "link"):
-            raise InvalidParameter(f"Could not get parent container for link: {request.match_info['id']} is no link")
+            await removal.remove_link(self._engine, request.match_info["id"])
+            return empty_response()
+        container = self._container(request)
         await removal.remove(
             self._engine, container, force=query_bool(request, "force"), volumes=query_bool(request, "v")
         )

@@ -10,7 +10,7 @@ from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.names import not_found
 from moorage_guest.engine.record import KIND, Container
 from moorage_guest.engine.states import Status
-from moorage_guest.errors import Conflict, EngineError, NotFound
+from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,21 @@ async def remove(engine: Containers, container: Container, *, force: bool = Fals
         container.removing = False
         engine.waits.removed(container, str(error) or "removal was cancelled")
         raise
+
+
+async def remove_link(engine: Containers, path: str) -> None:
+    """Take a link (``container/alias``) away; the other container stays. Raises NotFound or InvalidParameter."""
+    parent, slash, alias = path.strip("/").rpartition("/")
+    if not slash:
+        raise InvalidParameter(f"Conflict, cannot remove the default link name of the container: {path}")
+    container = engine.find(parent)
+    for link in container.host_config.links:
+        target, _, name = link.partition(":")
+        if (name or target).rsplit("/", 1)[-1] == alias:
+            container.host_config.links.remove(link)
+            await engine.save(container)
+            return
+    raise NotFound(f"no such link: /{parent}/{alias}")
 
 
 async def auto_remove(engine: Containers, container: Container) -> None:
