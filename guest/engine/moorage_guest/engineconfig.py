@@ -24,6 +24,7 @@ def engine_settings(config: DaemonConfig) -> EngineSettings:
         live_restore=config.live_restore,
         log_driver=config.log_driver,
         log_options=config.log_opts,
+        log_spill_size=config.log_spill_size,
         shm_size=config.default_shm_size,
         ipc_mode=config.default_ipc_mode,
         cgroupns_mode=config.default_cgroupns_mode or ("private" if cgroup_version == "2" else "host"),

@@ -65,6 +65,13 @@ class DaemonConfig:
     log_opts: Mapping[str, str] = setting(
         TextMap(), {}, "Options of that driver for new containers.", flags=("--log-opt",)
     )
+    log_spill_size: int = setting(
+        Size(),
+        0,
+        "Bytes of output of each stream that are kept on disk while the daemon is away, so that a container started from now on "
+        "need not wait when its log pipe is full; 0 lets it wait. Not for containers with a terminal.",
+        cost=Cost.RELOAD,
+    )
 
     # The daemon's own log
     debug: bool = setting(

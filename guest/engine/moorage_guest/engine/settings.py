@@ -20,6 +20,8 @@ class EngineSettings:
     live_restore: bool = True
     log_driver: str = "json-file"
     log_options: Mapping[str, str] = field(default_factory=dict)
+    #: Bytes of each stream that a shim keeps on disk instead of letting its container wait; 0 is never.
+    log_spill_size: int = 0
     shm_size: int = DEFAULT_SHM_SIZE
     ipc_mode: str = "private"
     cgroupns_mode: str = ""

@@ -65,6 +65,7 @@ async def prepared_shim(engine: Containers, container: Container) -> Running:
     request = ShimRequest(
         container_id=container.id, tty=config.tty, open_stdin=config.open_stdin, stdin_once=config.stdin_once,
         labels={"name": container.name, "stop_signal": config.stop_signal or "SIGTERM"},
+        spill_bytes=engine.settings.log_spill_size, spill_folder=engine.data_root.container(container.id),
     )  # fmt: skip
     running = Running(await engine.agent.spawn_shim(request))
     engine.running[container.id] = running
