@@ -50,11 +50,11 @@ class Registry:
         return f"127.0.0.1:{self.port}"
 
 
-def _config(folder: Path, port: int, auth: dict[str, Any]) -> Path:
+def _config(folder: Path, port: int, auth: dict[str, Any], data: Path) -> Path:
     config: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(data)}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}", "secret": "of the tests"},
     }
     if auth:
@@ -66,16 +66,23 @@ def _config(folder: Path, port: int, auth: dict[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def registry(
-    folder: Path, auth: dict[str, Any] | None = None, *, sandbox_command: list[str] | None = None
+    folder: Path,
+    auth: dict[str, Any] | None = None,
+    *,
+    sandbox_command: list[str] | None = None,
+    data: Path | None = None,
 ) -> Iterator[Registry]:
-    """Run a registry with its data in ``folder``; gone at the end, data too."""
+    """Run a registry with its files in ``folder``, gone at the end; images elsewhere if ``data`` says so.
+
+    ``sandbox_command`` is what a command is put behind to run in other namespaces.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for _attempt in range(5):
         port = free_port()
         log = folder / "registry.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*(sandbox_command or []), "docker-registry", "serve", str(_config(folder, port, auth or {}))],
+                [*(sandbox_command or []), "docker-registry", "serve", str(_config(folder, port, auth or {}, data or folder / "data"))],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
 
@@ -83,7 +90,7 @@ def registry(
             if process.poll() is not None:
                 return True
             if sandbox_command:
-                ask = [*sandbox_command, "wget", "-q", "-O", "-", "-T", "5", f"http://127.0.0.1:{port}/"]
+                ask = [*sandbox_command, "busybox", "wget", "-q", "-O", "-", "-T", "5", f"http://127.0.0.1:{port}/"]
                 return subprocess.run(ask, capture_output=True, timeout=30, check=False).returncode == 0
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):

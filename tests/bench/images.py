@@ -1,0 +1,137 @@
+"""Loading, saving, pulling and building images, beside dockerd: image_load_200mb, image_save_200mb, …"""
+
+import random
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench.daemon import both
+from tests.bench.registry import Result, bench, seconds
+from tests.support.images import cached, docker_archive, layer_tar
+from tests.support.registry import registry
+
+RUNS = 5
+AIM = "≤ 0.7"
+
+_STEPS = """FROM busybox
+ENV A=1
+WORKDIR /work
+COPY tree /tree
+RUN echo one > one
+RUN echo two > two
+COPY --chown=1:1 file /file
+LABEL l=1
+RUN echo three > three
+RUN cat /tree/1 > four
+CMD ["cat", "four"]
+"""
+
+
+def big_archive() -> Path:
+    """Return an archive of 200 MB of noise in four layers of files of 5 MB."""
+
+    def make() -> bytes:
+        noise = random.Random(7)
+        layers = [layer_tar({f"{n}-{i}": noise.randbytes(5_000_000) for i in range(10)}) for n in range(4)]
+        return docker_archive(layers, tags=["big:1"])
+
+    return cached("bench-big-1.tar", make)
+
+
+def many_archive() -> Path:
+    """Return an archive of 20000 files of a kilobyte."""
+
+    def make() -> bytes:
+        noise = random.Random(8).randbytes(1 << 20)
+        files = {f"d{i // 100}/f{i}": noise[i : i + 1000] for i in range(20_000)}
+        return docker_archive([layer_tar(files)], tags=["many:1"])
+
+    return cached("bench-many-1.tar", make)
+
+
+def _turns(
+    ours: Callable[[], object], peer: Callable[[], object], prepare: Callable[[int], object], runs: int = RUNS
+) -> tuple[float, float]:
+    """Return the median seconds of both by turns; ``prepare`` is called with 0 or 1 before each, not measured."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for turn in range(runs + 1):
+        for index, call in enumerate((ours, peer)):
+            prepare(index)
+            took = seconds(call)
+            if turn:
+                found[index].append(took)
+    return statistics.median(found[0]), statistics.median(found[1])
+
+
+@bench("image_load_200mb", "image_load_20000_files", "image_save_200mb")
+def archives() -> list[Result]:
+    """docker load and docker save."""
+    found = []
+    with both() as pair, tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        dockers = (pair.ours.docker, pair.peer.docker)
+        for name, archive, tag in (
+            ("image_load_200mb", big_archive(), "big:1"),
+            ("image_load_20000_files", many_archive(), "many:1"),
+        ):
+            loads = [lambda d=docker, a=archive: d("load", "-q", "-i", str(a)) for docker in dockers]
+
+            def forget(index: int, tag: str = tag) -> None:
+                if dockers[index]("images", "-q", tag):
+                    dockers[index]("rmi", tag)
+
+            numbers = _turns(loads[0], loads[1], forget)
+            found.append(Result(name, *numbers, "s", RUNS, f"docker load -q -i {tag.replace(':1', '')}.tar", AIM))
+        saves = [lambda d=docker: d("save", "-o", f"{folder}/saved", "big:1") for docker in dockers]
+        numbers = _turns(saves[0], saves[1], lambda index: None)
+        found.append(Result("image_save_200mb", *numbers, "s", RUNS, "docker save -o FILE big:1", AIM))
+    return found
+
+
+@bench("pull_200mb_loopback")
+def pulls() -> list[Result]:
+    """docker pull from Debian's docker-registry on loopback."""
+    with both() as pair, tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        data = Path(folder) / "data"
+        sandboxes = (pair.ours.sandbox, pair.peer.sandbox)
+        with (
+            registry(Path(folder) / "a", sandbox_command=sandboxes[0].command(), data=data) as first,
+            registry(Path(folder) / "b", sandbox_command=sandboxes[1].command(), data=data) as second,
+        ):
+            pair.ours.docker("load", "-q", "-i", str(big_archive()))
+            names = (f"{first.host}/big:1", f"{second.host}/big:1")
+            pair.ours.docker("tag", "big:1", names[0])
+            pair.ours.docker("push", names[0])
+            pair.ours.docker("rmi", "big:1")
+            dockers = (pair.ours.docker, pair.peer.docker)
+            calls = [lambda d=docker, n=name: d("pull", "-q", n) for docker, name in zip(dockers, names, strict=True)]
+
+            def forget(index: int) -> None:
+                if dockers[index]("images", "-q", names[index]):
+                    dockers[index]("rmi", names[index])
+
+            numbers = _turns(calls[0], calls[1], forget)
+    return [Result("pull_200mb_loopback", *numbers, "s", RUNS, "docker pull -q 127.0.0.1:PORT/big:1", AIM)]
+
+
+@bench("build_10_cold", "build_10_cached")
+def builds() -> list[Result]:
+    """docker build of a Dockerfile with ten instructions after FROM."""
+    with both() as pair, tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        (folder / "tree").mkdir()
+        for number in range(50):
+            (folder / "tree" / str(number)).write_text(f"{number}\n" * 100)
+        (folder / "file").write_text("file")
+        (folder / "Dockerfile").write_text(_STEPS)
+        dockers = (pair.ours.docker, pair.peer.docker)
+        cold = [lambda d=docker: d("build", "-q", "--no-cache", "-t", "made", str(folder)) for docker in dockers]
+        cached_ = [lambda d=docker: d("build", "-q", "-t", "made", str(folder)) for docker in dockers]
+        return [
+            Result(
+                "build_10_cold", *_turns(cold[0], cold[1], lambda i: None), "s", RUNS, "docker build --no-cache .", AIM
+            ),
+            Result(
+                "build_10_cached", *_turns(cached_[0], cached_[1], lambda i: None), "s", RUNS, "docker build .", AIM
+            ),
+        ]
