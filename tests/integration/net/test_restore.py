@@ -184,6 +184,27 @@ async def test_death_of_netd_is_noticed_and_made_good(world: World) -> None:
         probe.bind(("0.0.0.0", 8080))
 
 
+async def test_netd_that_died_with_the_daemon_is_made_good_at_the_start(world: World) -> None:
+    outside = world.neighbour()
+    await world.start()
+    await world.create("net")
+    web, inside = await world.run("web", host=published("net"), endpoints={"net": EndpointSettings()})
+    await world.networks.close()
+    world.started[-1].kill()
+    world.started[-1].wait(DEADLINE)
+    with inside.listen(80):
+        assert outside.connect(HOST, 8080) == OUTSIDE
+        await world.start({container_id("web")})
+        assert inside.ask("web") == (0, [web.endpoints["net"].ip_address])
+        assert outside.connect("2001:db8:1::1", 8080)
+
+
+async def test_netd_ends_by_itself_when_nobody_needs_it(world: World) -> None:
+    path = await world.start_netd()
+    assert world.started[-1].wait(DEADLINE) == 0
+    assert not path.exists()
+
+
 async def _tick() -> None:
     await asyncio.sleep(0.01)
 

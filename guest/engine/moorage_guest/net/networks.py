@@ -108,7 +108,7 @@ class Networks:
         self._background(self._sync_netd())
 
     async def close(self) -> None:
-        """Stop working; bridges, namespaces, rules, netd and its sockets stay as they are."""
+        """Stop working; bridges, namespaces, rules, netd and its sockets stay as they are. Idempotent."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -117,6 +117,7 @@ class Networks:
         self._unwatch()
         if self._fabric_ is not None:
             await self._run(self._fabric_.close)
+            self._fabric_ = None
         self._thread.shutdown(wait=False)
         self._reaper.shutdown(wait=False)
 
