@@ -112,7 +112,7 @@ def daemon(shim: ShimPipes, rotation: Rotation, format_: Format | None = None, *
         pump.start()
         await pump.add(shim.target(asyncio.get_running_loop(), rotation, format_))
         if until_empty:
-            await pump.drained("c")
+            await pump.drained("c", grace=0)
             await pump.stop()
         else:
             await asyncio.sleep(DEADLINE * 10)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from moorage_guest.logs import pump as pump_module
-from moorage_guest.logs.feed import HEADER, Feed
+from moorage_guest.logs.feed import Feed
 from moorage_guest.logs.files import LogFile, Rotation
 from moorage_guest.logs.jsonfile import JsonFile
 from moorage_guest.logs.pump import LogTarget, Pump, Sink, UnknownContainer
+from moorage_guest.shim.attachments import FEED
 
 from tests.support.logs import ShimPipes, json_records, shim_pipes, write_all
 
@@ -77,7 +78,7 @@ async def test_a_full_disk_blocks_the_container_and_loses_nothing(shim: ShimPipe
         write_all(shim.streams[2]["a_write"], b"waits as well\n")
         ballast.unlink()
         await writing
-        await pump.drained("c")
+        await pump.drained("c", grace=0)
         assert not _stalled(pump)
     records = json_records(small_disk / "log.json")
     assert b"".join(text for stream, text, _ in records if stream == "stdout") == data
@@ -98,7 +99,7 @@ async def test_in_non_blocking_mode_the_container_goes_on_and_the_newest_are_dro
         await _until_stalled(pump)
         sink.file.truncate(0)
         ballast.unlink()
-        await pump.drained("c")
+        await pump.drained("c", grace=0)
     logged = b"".join(text for _, text, _ in json_records(small_disk / "log.json"))
     assert 60_000 < len(logged) < 180_000
     assert data.startswith(logged[:60_000])
@@ -113,7 +114,7 @@ async def test_a_slow_client_gets_everything_in_order_and_the_container_does_not
         async with pumping(target) as pump:
             assert await pump.attach("c") == {1: 0, 2: 0}
             await asyncio.to_thread(write_all, shim.streams[1]["a_write"], data)
-            await pump.drained("c")  # although nobody has read from the feed
+            await pump.drained("c", grace=0)  # although nobody has read from the feed
             assert spill.exists()
             assert await pump.offsets("c") == {1: len(data), 2: 0}
             assert await asyncio.to_thread(_receive, theirs, len(data)) == data
@@ -131,7 +132,7 @@ async def test_what_a_slow_client_lacks_survives_the_daemon(shim: ShimPipes) -> 
             async with pumping(replace(shim.target(asyncio.get_running_loop()), feed=feed)) as pump:
                 if not received:
                     await asyncio.to_thread(write_all, shim.streams[1]["a_write"], data)
-                    await pump.drained("c")
+                    await pump.drained("c", grace=0)
             # The shim, too, reads an old feed to its end before a new one and drops what it has.
             theirs.setblocking(False)
             with contextlib.suppress(BlockingIOError):
@@ -147,8 +148,8 @@ async def test_what_a_slow_client_lacks_survives_the_daemon(shim: ShimPipes) -> 
 
 
 def _merge(received: bytes, packet: bytes) -> bytes:
-    stream, offset = HEADER.unpack_from(packet)
-    payload = packet[HEADER.size :]
+    stream, offset = FEED.unpack_from(packet)
+    payload = packet[FEED.size :]
     assert stream == 1
     assert offset <= len(received), "the feed has a gap"
     return received + payload[len(received) - offset :]
@@ -167,7 +168,7 @@ async def test_nothing_is_kept_for_clients_that_have_gone(shim: ShimPipes) -> No
     with theirs:
         async with pumping(target) as pump:
             await asyncio.to_thread(write_all, shim.streams[1]["a_write"], b"x" * 2_000_000)
-            await pump.drained("c")
+            await pump.drained("c", grace=0)
             assert (shim.folder / "spill").exists()
             await pump.detach("c")
             assert not (shim.folder / "spill").exists()
@@ -179,7 +180,7 @@ async def test_a_shim_that_died_does_not_stop_the_log(shim: ShimPipes) -> None:
     target = replace(shim.target(asyncio.get_running_loop()), feed=Feed(ours, shim.folder / "spill", active=True))
     async with pumping(target) as pump:
         os.write(shim.streams[1]["a_write"], b"one\n")
-        await pump.drained("c")
+        await pump.drained("c", grace=0)
     assert [text for _, text, _ in json_records(shim.log)] == [b"one\n"]
 
 
@@ -190,7 +191,7 @@ async def test_the_end_of_a_pipe_costs_no_time(shim: ShimPipes) -> None:
         while len(pump._containers["c"].ended) < 2:  # noqa: ASYNC110 - there is nothing to wait on from outside
             await asyncio.sleep(0.01)
         assert not pump._containers["c"].watched
-        await pump.drained("c")
+        await pump.drained("c", grace=0)
 
 
 async def test_a_container_that_is_not_there_is_named(shim: ShimPipes) -> None:
@@ -199,3 +200,15 @@ async def test_a_container_that_is_not_there_is_named(shim: ShimPipes) -> None:
         await pump.detach("other")
         with pytest.raises(UnknownContainer, match="other"):
             await pump.drained("other")
+
+
+async def test_output_that_is_still_being_passed_on_is_waited_for(shim: ShimPipes) -> None:
+    async with pumping(shim.target(asyncio.get_running_loop())) as pump:
+        drained = asyncio.create_task(pump.drained("c", grace=DEADLINE))
+        data = b"x" * 300_000
+        await asyncio.to_thread(write_all, shim.streams[1]["a_write"], data)
+        assert not drained.done()
+        for stream in (1, 2):
+            os.close(shim.streams[stream].pop("a_write"))
+        await drained
+    assert b"".join(text for _, text, _ in json_records(shim.log)) == data

@@ -217,7 +217,7 @@ async def test_a_follower_sees_everything_over_rotations_and_ends_with_the_log(
             async with asyncio.timeout(60):
                 reader = asyncio.create_task(follow())
                 await asyncio.to_thread(write)
-                await pump.drained("c")
+                await pump.drained("c", grace=0)
                 await pump.remove("c")
                 assert await reader == b"".join(written)
     assert len(history(tmp_path / "log.json")) > 3

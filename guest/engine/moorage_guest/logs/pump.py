@@ -36,6 +36,9 @@ T = TypeVar("T")
 #: Seconds until a log that could not be written is tried again.
 RETRY = 1.0
 
+#: Seconds without output after which the output of a container that has ended is taken to be complete.
+GRACE = 1.0
+
 #: Seconds between two fsyncs of a log that is written to.
 SYNC_INTERVAL = 1.0
 
@@ -162,13 +165,25 @@ class Pump:
         """Take a container on, going on where the last daemon stopped. Raises JournalError or OSError."""
         await self._call(lambda: self._add(target))
 
-    async def drained(self, container_id: str) -> None:
-        """Write all that is in the pipes, an unfinished line at the end included, and return when it is durable.
+    async def drained(self, container_id: str, *, grace: float = GRACE) -> None:
+        """Write all that comes out of the pipes, an unfinished line at the end included; return when it is durable.
 
-        For a container that has ended. Waits as long as the log's disk is full. Raises UnknownContainer.
+        For a container that has ended: its pipes' writers go away, at the latest when its shim has passed everything on.
+        If some process keeps a pipe open all the same, ``grace`` seconds without output are the end. Waits as long as
+        the log's disk is full. Raises UnknownContainer.
         """
-        while not await self._call(lambda: self._finish(container_id)):  # noqa: ASYNC110 - a disk does not say when it has room
-            await asyncio.sleep(RETRY / 4)
+        loop = asyncio.get_running_loop()
+        seen, quiet_since, pause = -1, loop.time(), 0.002
+        while True:
+            taken, ended = await self._call(lambda: self._drain(container_id))
+            if taken != seen:
+                seen, quiet_since, pause = taken, loop.time(), 0.002
+            if ended or loop.time() - quiet_since >= grace:
+                if await self._call(lambda: self._finish(container_id)):
+                    return
+                pause = RETRY / 4
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.05)
 
     async def remove(self, container_id: str) -> None:
         """Let go of a container's log; followers end. Quiet if there is none."""
@@ -493,15 +508,22 @@ class Pump:
             raise UnknownContainer(f"the log of container {container_id} is not being written")
         return container
 
-    def _finish(self, container_id: str) -> bool:
+    def _drain(self, container_id: str) -> tuple[int, bool]:
+        """Take what is there; return how many bytes have come so far, and whether nothing more can."""
         container = self._find(container_id)
         for stream in container.target.streams:
             while self._guarded(container, stream):
                 pass
-            if container.stalled and not self._write_waiting(container):
-                return False
-            if container.pending:
-                return False
+        ended = container.ended.issuperset(container.target.streams)
+        return sum(state.consumed for state in container.states), ended
+
+    def _finish(self, container_id: str) -> bool:
+        """Write what is left in memory and unfinished lines; False if that is not possible now."""
+        container = self._find(container_id)
+        self._drain(container_id)
+        if (container.stalled and not self._write_waiting(container)) or container.pending:
+            return False
+        for stream in container.target.streams:
             state = container.states[stream - 1]
             if state.held:
                 try:
