@@ -223,6 +223,21 @@ async def test_a_follower_sees_everything_over_rotations_and_ends_with_the_log(
     assert len(history(tmp_path / "log.json")) > 3
 
 
+async def test_a_follower_goes_on_when_somebody_cuts_the_log_short(tmp_path: Path, log_format: Format) -> None:
+    with shim_pipes(tmp_path) as shim:
+        async with pumping(shim, log_format, Rotation()) as (pump, notifier):
+            os.write(shim.streams[1]["a_write"], b"old " * 100 + b"\n")
+            async with asyncio.timeout(60):
+                await notifier.wait(0)
+                chunks = read_logs(shim.log, log_format, LogQuery(follow=True), notifier=notifier)
+                async with contextlib.aclosing(chunks):
+                    assert (await anext(chunks)).data == b"old " * 100 + b"\n"
+                    os.truncate(shim.log, 0)
+                    os.write(shim.streams[1]["a_write"], b"new\n")
+                    assert (await anext(chunks)).data == b"new\n"
+                    assert (await pump.offsets("c"))[1] == 405
+
+
 async def test_a_follower_with_tail_0_sees_new_lines_alone(tmp_path: Path, log_format: Format) -> None:
     with shim_pipes(tmp_path) as shim:
         async with pumping(shim, log_format, Rotation()) as (_, notifier):

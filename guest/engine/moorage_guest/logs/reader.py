@@ -248,6 +248,9 @@ class _Reading:
             if block:
                 self._offset += len(block)
                 return self._chunk(block)
+            if self._source is not None and self._source.size() < self._offset:
+                self._offset = 0  # somebody has cut the file short
+                continue
             if not self._files:
                 return None
             self._close_source()
