@@ -33,9 +33,6 @@ class Server:
         self._execs: dict[str, ExecSession] = {}
         self._runtime = Runtime(loop, spec.runtime, spec.runtime_args, root, folder)
         self._container = Container(loop, spec, folder, self._runtime, self._emit)
-        self._methods: dict[str, Callable[[Request], None]] = {
-            name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name.startswith("_do_")
-        }
         listener.setblocking(False)
         loop.watch(listener.fileno(), READ, self._accept)
 
@@ -53,10 +50,10 @@ class Server:
     def _message(self, connection: Connection, message: wire.Message) -> None:
         request = Request(connection, message)
         try:
-            method = self._methods.get(str(message.body.get("method")))
+            method = _METHODS.get(str(message.body.get("method")))
             if method is None:
                 raise Refused("unknown", f"this shim does not know the request {message.body.get('method')!r}")
-            method(request)
+            method(self, request)
         except Refused as error:
             request.refuse(error.code, str(error))
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -254,3 +251,9 @@ class Server:
         ended = [name for name, item in self._execs.items() if item.exit_code is not None]
         for name in ended[: max(0, len(ended) - _KEPT_EXECS)]:
             del self._execs[name]
+
+
+#: What a shim can be asked, by name: the methods of Server that begin with _do_. Made once, and shared by all shims.
+_METHODS: dict[str, Callable[[Server, Request], None]] = {
+    name.removeprefix("_do_"): method for name, method in vars(Server).items() if name.startswith("_do_")
+}
