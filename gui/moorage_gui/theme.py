@@ -199,6 +199,7 @@ QSlider::groove:horizontal {{ height: 4px; border-radius: 2px; background: {them
 QSlider::sub-page:horizontal {{ height: 4px; border-radius: 2px; background: {theme.accent}; }}
 QSlider::handle:horizontal {{ width: 16px; height: 16px; margin: -7px 0; border-radius: 9px; background: {theme.surface}; border: 2px solid {theme.accent}; }}
 QSlider::handle:horizontal:focus {{ background: {theme.accent}; }}
+QListView {{ background: {theme.surface}; border: 1px solid {theme.border}; selection-background-color: {theme.selection}; selection-color: {theme.text}; }}
 QSplitter::handle {{ background: transparent; }}
 QMenu {{ background: {theme.surface}; border: 1px solid {theme.border}; padding: 4px; }}
 QMenu::item {{ padding: 6px 22px; border-radius: 4px; }}

@@ -167,14 +167,15 @@ def test_revert_brings_the_file_in_force_back_and_undo_the_text(qtbot: QtBot, pa
 
 def test_keyboard_alone_suffices(qtbot: QtBot, page: EnginePage, backend: FakeBackend) -> None:
     page.editor.setFocus()
+    QTest.keyClick(page.editor, Qt.Key.Key_Tab)
+    assert not page.editor.hasFocus()
+    page.editor.setFocus()
     page.editor.selectAll()
     QTest.keyClicks(page.editor, '{"debug": true}')
     qtbot.waitUntil(page.apply.isEnabled, timeout=WAIT)
     with qtbot.waitSignal(page._bridge.applied, timeout=WAIT):
         QTest.keyClick(page.editor, Qt.Key.Key_Return, Qt.KeyboardModifier.ControlModifier)
     assert json.loads(backend.text) == {"debug": True}
-    QTest.keyClick(page.editor, Qt.Key.Key_Tab)
-    assert not page.editor.hasFocus()
 
 
 def test_enter_keeps_the_indentation_and_opens_braces(qtbot: QtBot, page: EnginePage) -> None:

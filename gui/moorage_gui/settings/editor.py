@@ -22,11 +22,13 @@ from PySide6.QtGui import (
 )
 from PySide6.QtWidgets import QPlainTextEdit, QTextEdit, QToolTip, QWidget
 
+from moorage_gui.settings.completion import KEY_ROLE, KeyCompleter, typed_key
 from moorage_gui.settings.highlighter import JsonHighlighter
 from moorage_gui.theme import monospace, theme_for
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\w.+-]+|.')
 _INDENT = "  "
+_POPUP_KEYS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Tab, Qt.Key.Key_Backtab, Qt.Key.Key_Escape)
 
 
 def utf16(text: str) -> int:
@@ -77,6 +79,11 @@ class JsonEditor(QPlainTextEdit):
         self.setAccessibleName("daemon.json")
         self.setAccessibleDescription("Configuration of the daemon as JSON")
         self._highlighter = JsonHighlighter(self.document(), theme_for(self.palette()))
+        self._completer = KeyCompleter(self)
+        self._completer.setWidget(self)
+        self._completer.list.setFont(monospace(9.5))
+        self._completer.list.setAccessibleName("Keys of daemon.json")
+        self._completer.chosen.connect(self._complete)
         self.blockCountChanged.connect(self._fit)
         self.updateRequest.connect(self._scrolled)
         self.cursorPositionChanged.connect(self._mark)
@@ -173,14 +180,67 @@ class JsonEditor(QPlainTextEdit):
         return super().event(event)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        """Enter keeps the indentation; between braces it opens them."""
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and event.modifiers() in (
-            Qt.KeyboardModifier.NoModifier,
-            Qt.KeyboardModifier.KeypadModifier,
-        ):
+        """Enter keeps the indentation; between braces it opens them. Ctrl+Space offers keys, as does typing one."""
+        plain = event.modifiers() in (Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.KeypadModifier)
+        popup = self._completer.list
+        if popup.isVisible() and event.key() in _POPUP_KEYS:
+            event.ignore()  # the list of keys takes it
+            return
+        if event.key() == Qt.Key.Key_Space and event.modifiers() == Qt.KeyboardModifier.ControlModifier:
+            self._offer(asked=True)
+            return
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and plain:
             self._new_line()
             return
         super().keyPressEvent(event)
+        command = (
+            Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.AltModifier | Qt.KeyboardModifier.MetaModifier
+        )
+        if (event.text() and event.text().isprintable() and not event.modifiers() & command) or popup.isVisible():
+            self._offer(asked=False)
+
+    def _before_caret(self) -> str:
+        cursor = self.textCursor()
+        line = QTextCursor(cursor)
+        line.movePosition(QTextCursor.MoveOperation.StartOfBlock, QTextCursor.MoveMode.KeepAnchor)
+        return line.selectedText()
+
+    def _offer(self, *, asked: bool) -> None:
+        """Show the keys that fit what stands before the caret; unasked only once a letter of a key is there."""
+        key = typed_key(self._before_caret())
+        popup = self._completer.list
+        if self.isReadOnly() or key is None or (not key and not asked):
+            popup.hide()
+            return
+        self._completer.setCompletionPrefix(key)
+        if self._completer.completionCount() == 0 or (
+            self._completer.completionCount() == 1 and self._completer.currentIndex().data(KEY_ROLE) == key
+        ):
+            popup.hide()
+            return
+        popup.setCurrentIndex(self._completer.completionModel().index(0, 0))
+        area = self.cursorRect()
+        area.translate(self.gutter_width(), 0)
+        area.setWidth(min(max(popup.sizeHintForColumn(0) + 30, 320), self.width() - self.gutter_width()))
+        self._completer.complete(area)
+
+    def _complete(self, key: str) -> None:
+        """Put the chosen key in, with a value to begin with selected."""
+        typed = typed_key(self._before_caret()) or ""
+        cursor = self.textCursor()
+        cursor.beginEditBlock()
+        cursor.movePosition(QTextCursor.MoveOperation.Left, QTextCursor.MoveMode.KeepAnchor, len(typed))
+        cursor.insertText(f'{key}"')
+        rest = cursor.block().text()[cursor.positionInBlock() :]
+        if rest.startswith('"'):
+            cursor.deleteChar()
+            rest = rest[1:]
+        if not rest.lstrip().startswith(":"):
+            value = self._completer.sample_for(key)
+            cursor.insertText(f": {value}")
+            cursor.movePosition(QTextCursor.MoveOperation.Left, QTextCursor.MoveMode.KeepAnchor, len(value))
+        cursor.endEditBlock()
+        self.setTextCursor(cursor)
 
     def _new_line(self) -> None:
         cursor = self.textCursor()
