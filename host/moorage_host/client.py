@@ -1,25 +1,22 @@
 """Clients of the backend: the one door for the command line and the window.
 
-`Client` blocks (use it in a worker thread), `AsyncClient` is for asyncio. Both start the backend when there is none, and
-raise HostError with the backend's message and hint.
+`Client` blocks (use it in a worker thread); for asyncio there is `async_client`. Both start the backend when there is none,
+and raise HostError with the backend's message and hint.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 from moorage_contract import agent as protocol
 from pydantic import BaseModel
 
@@ -41,7 +38,6 @@ from moorage_host.paths import Paths, user_paths
 from moorage_host.settings import Settings
 
 __all__ = [
-    "AsyncClient",
     "BackendProcess",
     "Client",
     "ConfigChange",
@@ -62,7 +58,7 @@ BACKEND_DEADLINE = 30.0
 ATTEMPTS = 4
 
 
-def _quiet(_step: str) -> None:
+def quiet(_step: str) -> None:
     """Progress that nobody watches."""
 
 
@@ -137,7 +133,7 @@ class Client:
         self,
         method: str,
         params: dict[str, Any] | None = None,
-        progress: Progress = _quiet,
+        progress: Progress = quiet,
         *,
         timeout: float | None = None,
     ) -> dict[str, Any]:
@@ -146,7 +142,7 @@ class Client:
             if line.progress is not None:
                 progress(line.progress)
             elif line.error is not None:
-                raise _failure(line)
+                raise failure(line)
             elif line.result is not None:
                 return line.result
         raise HostError(
@@ -200,23 +196,23 @@ class Client:
                 yield MachineStatus.model_validate(line.event)
         raise HostError("the backend ended", code=ErrorCode.UNAVAILABLE)
 
-    def start(self, progress: Progress = _quiet, **changes: Any) -> MachineStatus:
+    def start(self, progress: Progress = quiet, **changes: Any) -> MachineStatus:
         """Start the machine, with changed settings if given, and wait until the engine answers."""
         return MachineStatus.model_validate(self.call("start", changes, progress))
 
-    def stop(self, progress: Progress = _quiet, timeout: float | None = None) -> None:
+    def stop(self, progress: Progress = quiet, timeout: float | None = None) -> None:
         """Stop containers and machine in order; containers get `timeout` seconds."""
         self.call("stop", {} if timeout is None else {"timeout": timeout}, progress)
 
-    def restart(self, progress: Progress = _quiet) -> None:
+    def restart(self, progress: Progress = quiet) -> None:
         """Stop, then start."""
         self.call("restart", None, progress)
 
-    def kill(self, progress: Progress = _quiet) -> None:
+    def kill(self, progress: Progress = quiet) -> None:
         """Cut the machine's power."""
         self.call("kill", None, progress)
 
-    def delete(self, progress: Progress = _quiet) -> None:
+    def delete(self, progress: Progress = quiet) -> None:
         """Remove the machine with its disk."""
         self.call("delete", None, progress)
 
@@ -236,7 +232,7 @@ class Client:
         """Faults of a daemon.json, or the plan of applying it. Touches nothing."""
         return EngineConfigCheck.model_validate(self.call("engine_config.check", {"content": content}))
 
-    def apply_engine_config(self, content: str, progress: Progress = _quiet) -> EngineConfigApplied:
+    def apply_engine_config(self, content: str, progress: Progress = quiet) -> EngineConfigApplied:
         """Put a daemon.json in force, or save it for the next start when the engine is down."""
         return EngineConfigApplied.model_validate(self.call("engine_config.apply", {"content": content}, progress))
 
@@ -266,7 +262,7 @@ class Client:
         """Engine versions in the machine."""
         return protocol.EngineVersions.model_validate(self.call("engine.versions"))
 
-    def upgrade_engine(self, path: Path, progress: Progress = _quiet) -> None:
+    def upgrade_engine(self, path: Path, progress: Progress = quiet) -> None:
         """Deliver an engine file into the running machine and switch to it; containers keep running."""
         self.call("engine.upgrade", {"path": str(path.absolute())}, progress)
 
@@ -281,60 +277,6 @@ class Client:
                 self.call("backend.stop", timeout=30)
 
 
-class AsyncClient:
-    """The backend's methods for asyncio: `call` with a model of the result, and `watch`."""
-
-    def __init__(self, paths: Paths | None = None) -> None:
-        self._paths = user_paths() if paths is None else paths
-
-    @contextlib.asynccontextmanager
-    async def _request(self, method: str, params: dict[str, Any] | None) -> AsyncIterator[aiohttp.ClientResponse]:
-
-        await asyncio.to_thread(ensure_backend, self._paths)
-        connector = aiohttp.UnixConnector(path=str(self._paths.backend_socket))
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        try:
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-                async with session.post(f"http://moorage{PREFIX}{method}", json=params or {}) as response:
-                    yield response
-        except aiohttp.ClientError as error:
-            raise HostError(
-                f"the backend does not answer: {error}",
-                hint="try again: the machine goes on",
-                code=ErrorCode.UNAVAILABLE,
-            ) from error
-
-    async def call(
-        self, method: str, result: type[M], params: dict[str, Any] | None = None, progress: Progress = _quiet
-    ) -> M:
-        """One method, its result as `result`."""
-        async with self._request(method, params) as response:
-            async for text in response.content:
-                line = Line.model_validate_json(text)
-                if line.progress is not None:
-                    progress(line.progress)
-                elif line.error is not None:
-                    raise _failure(line)
-                elif line.result is not None:
-                    return result.model_validate(line.result)
-        raise HostError(
-            "the backend ended before it answered", hint="try again: the machine goes on", code=ErrorCode.UNAVAILABLE
-        )
-
-    async def status(self) -> MachineStatus:
-        """Where everything stands."""
-        return await self.call("status", MachineStatus)
-
-    async def watch(self) -> AsyncGenerator[MachineStatus, None]:
-        """The status now and on every change, until the backend ends (HostError)."""
-        async with self._request("watch", None) as response:
-            async for text in response.content:
-                line = Line.model_validate_json(text)
-                if line.event is not None:
-                    yield MachineStatus.model_validate(line.event)
-        raise HostError("the backend ended", code=ErrorCode.UNAVAILABLE)
-
-
 def _silent(error: Exception) -> HostError:
     return HostError(
         f"the backend does not answer: {error}",
@@ -343,15 +285,11 @@ def _silent(error: Exception) -> HostError:
     )
 
 
-def _failure(line: Line) -> HostError:
+def failure(line: Line) -> HostError:
+    """The error that an answer's line tells."""
     assert line.error is not None
     try:
         code = ErrorCode(line.error.code)
     except ValueError:
         code = ErrorCode.FAILED
     return HostError(line.error.message, hint=line.error.hint, code=code)
-
-
-def environment_for(paths: Paths) -> dict[str, str]:
-    """The environment in which docker clients talk to the machine's engine."""
-    return os.environ | {"DOCKER_HOST": f"unix://{paths.docker_socket}"}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from moorage_images import build as builder
 from moorage_images import manifest
 from moorage_images.errors import ImageError
 
@@ -24,6 +23,8 @@ def build(
     output: Annotated[Path | None, typer.Option(help="Folder to build into.")] = None,
 ) -> None:
     """Build kernel, initrd and root file system. Needs no rights; runs no foreign code."""
+    from moorage_images import build as builder  # here, because no other verb needs what it imports
+
     target = user_paths().image if output is None else output.absolute()
     target.mkdir(parents=True, exist_ok=True)
     try:

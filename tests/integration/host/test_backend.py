@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moorage_host.client import AsyncClient, Client, running
+from moorage_host.async_client import AsyncClient
+from moorage_host.client import Client, running
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.paths import Paths, user_paths
 
