@@ -16,7 +16,8 @@ from moorage_guest.logs.files import LogFile, Rotation, history
 from moorage_guest.logs.formats import Format
 from moorage_guest.logs.jsonfile import JsonFile, to_bytes
 from moorage_guest.logs.notify import Notifier
-from moorage_guest.logs.pump import LogTarget, Pump, Sink, StreamPipes
+from moorage_guest.logs.pump import Pump
+from moorage_guest.logs.targets import LogTarget, Sink, StreamPipes
 
 DEADLINE = 60.0
 

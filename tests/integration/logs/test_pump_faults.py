@@ -14,7 +14,8 @@ from moorage_guest.logs import pump as pump_module
 from moorage_guest.logs.feed import Feed
 from moorage_guest.logs.files import LogFile, Rotation
 from moorage_guest.logs.jsonfile import JsonFile
-from moorage_guest.logs.pump import LogTarget, Pump, Sink, UnknownContainer
+from moorage_guest.logs.pump import Pump, UnknownContainer
+from moorage_guest.logs.targets import LogTarget, Sink
 from moorage_guest.shim.attachments import FEED
 
 from tests.support.logs import ShimPipes, json_records, shim_pipes, write_all

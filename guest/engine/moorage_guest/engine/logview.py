@@ -10,8 +10,8 @@ from moorage_guest.engine.record import Container
 from moorage_guest.errors import Conflict, NotImplementedByEngine
 from moorage_guest.logs import drivers
 from moorage_guest.logs.formats import Format
-from moorage_guest.logs.pump import Sink
 from moorage_guest.logs.reader import LogChunk, LogQuery, Position, read_logs
+from moorage_guest.logs.targets import Sink
 
 if TYPE_CHECKING:
     from moorage_guest.engine.containers import Containers

@@ -12,7 +12,7 @@ from moorage_guest.engine.record import Container
 from moorage_guest.engine.shims import Shim, ShimError
 from moorage_guest.logs.feed import Feed
 from moorage_guest.logs.notify import Notifier
-from moorage_guest.logs.pump import LogTarget, StreamPipes
+from moorage_guest.logs.targets import LogTarget, StreamPipes
 
 if TYPE_CHECKING:
     from moorage_guest.engine.containers import Containers

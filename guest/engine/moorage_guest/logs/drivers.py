@@ -13,7 +13,7 @@ from moorage_guest.logs.files import LogFile, Rotation
 from moorage_guest.logs.formats import Format
 from moorage_guest.logs.jsonfile import JsonFile
 from moorage_guest.logs.local import Local
-from moorage_guest.logs.pump import Sink
+from moorage_guest.logs.targets import Sink
 
 DRIVERS = ("json-file", "local", "none")
 

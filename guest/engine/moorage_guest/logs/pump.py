@@ -16,18 +16,17 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 from moorage_guest.logs import pipes
 from moorage_guest.logs.feed import Feed
-from moorage_guest.logs.files import LogFile, history
-from moorage_guest.logs.formats import Format
+from moorage_guest.logs.files import history
 from moorage_guest.logs.journal import Journal, Step, StreamState
 from moorage_guest.logs.notify import Notifier
 from moorage_guest.logs.records import Cut, cut, finish
+from moorage_guest.logs.targets import LogTarget
 
 log = logging.getLogger(__name__)
 
@@ -41,55 +40,6 @@ GRACE = 1.0
 
 #: Seconds between two fsyncs of a log that is written to.
 SYNC_INTERVAL = 1.0
-
-
-@dataclass(frozen=True)
-class StreamPipes:
-    """Descriptors of one stream's pipes, owned by whoever holds this."""
-
-    a_read: int
-    b_read: int
-    b_write: int
-
-    def close(self) -> None:
-        """Close all three."""
-        for descriptor in (self.a_read, self.b_read, self.b_write):
-            os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class Sink:
-    """Where records go: a file and how they look in it.
-
-    ``buffer`` None is blocking mode: while the file cannot be written the container waits. Otherwise up to that many
-    bytes of output wait in memory, what comes then is dropped (mode=non-blocking).
-    """
-
-    file: LogFile
-    format: Format
-    buffer: int | None = None
-
-
-@dataclass(frozen=True)
-class LogTarget:
-    """What the pump needs for one container. `Pump.add` takes over the descriptors, the sink's file and the feed, also
-    when it fails. ``streams`` by number (1 stdout, 2 stderr); ``sink`` None is the driver "none"."""
-
-    container_id: str
-    streams: Mapping[int, StreamPipes]
-    journal_path: Path
-    sink: Sink | None
-    notifier: Notifier
-    feed: Feed | None = None
-
-    def close(self) -> None:
-        """Close everything the target owns."""
-        for stream in self.streams.values():
-            stream.close()
-        if self.sink is not None:
-            self.sink.file.close()
-        if self.feed is not None:
-            self.feed.close()
 
 
 class UnknownContainer(Exception):
