@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,26 @@ async def test_the_end_of_a_pipe_costs_no_time(shim: ShimPipes) -> None:
             await asyncio.sleep(0.01)
         assert not pump._containers["c"].watched
         await pump.drained("c", grace=0)
+
+
+async def test_a_process_that_writes_for_ever_after_the_end_holds_up_nobody(shim: ShimPipes) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            os.write(shim.streams[1]["a_write"], b"still here\n" * 300)
+
+    async with pumping(shim.target(asyncio.get_running_loop())) as pump:
+        writing = asyncio.create_task(asyncio.to_thread(write))
+        draining = asyncio.create_task(pump.drained("c", grace=DEADLINE))
+        try:
+            for _ in range(20):
+                assert (await pump.offsets("c"))[1] >= 0
+            assert not draining.done()
+        finally:
+            stop.set()
+            await writing
+            draining.cancel()
 
 
 async def test_a_container_that_is_not_there_is_named(shim: ShimPipes) -> None:

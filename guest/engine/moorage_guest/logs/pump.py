@@ -38,6 +38,9 @@ RETRY = 1.0
 #: Seconds without output after which the output of a container that has ended is taken to be complete.
 GRACE = 1.0
 
+#: Chunks that one container may take in a row while it is drained: more than a pipe holds, and others get their turn.
+TURN = 16
+
 #: Seconds between two fsyncs of a log that is written to.
 SYNC_INTERVAL = 1.0
 
@@ -462,8 +465,9 @@ class Pump:
         """Take what is there; return how many bytes have come so far, and whether nothing more can."""
         container = self._find(container_id)
         for stream in container.target.streams:
-            while self._guarded(container, stream):
-                pass
+            for _ in range(TURN):
+                if not self._guarded(container, stream):
+                    break
         ended = container.ended.issuperset(container.target.streams)
         return sum(state.consumed for state in container.states), ended
 

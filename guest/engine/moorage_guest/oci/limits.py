@@ -36,6 +36,11 @@ _LIMITS = (
         f"{_KERNEL} memory swappiness capabilities {_MOUNTED}. Memory swappiness discarded.",
     ),
     _Limit(
+        lambda facts: facts.version == "1" and facts.memory_limit,
+        ("kernel_memory_tcp",),
+        f"{_KERNEL} kernel memory TCP limit capabilities {_MOUNTED}. Limitation discarded.",
+    ),
+    _Limit(
         lambda facts: facts.oom_kill_disable,
         ("oom_kill_disable",),
         f"{_KERNEL} OomKillDisable. OomKillDisable discarded.",
