@@ -85,3 +85,14 @@ def test_list_goes_away_when_the_key_is_closed_by_hand(qtbot: QtBot, editor: Jso
     QTest.keyClick(popup(editor), Qt.Key.Key_QuoteDbl, Qt.KeyboardModifier.ShiftModifier)
     qtbot.waitUntil(lambda: not popup(editor).isVisible(), timeout=WAIT)
     assert editor.hasFocus()
+
+
+def test_key_under_the_mouse_tells_what_it_is_for_and_costs(editor: JsonEditor) -> None:
+    editor.setPlainText('{"bip": "debug", "containerd": "x"}')
+    cursor = editor.textCursor()
+    said = []
+    for position in (3, 11, 20):
+        cursor.setPosition(position)
+        said.append(editor.help_at(cursor))
+    assert "IPv4 address of the default bridge" in said[0] and "containers must be stopped" in said[0]
+    assert said[1] == "" and "No effect" in said[2]

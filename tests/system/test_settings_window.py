@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.vm import CHECKOUT, Vm
 
-pytestmark = [pytest.mark.vm]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 
 DAEMON_JSON = "/var/lib/moorage/daemon.json"
 Apply = Callable[[str], dict[str, Any]]

@@ -6,13 +6,19 @@ import json
 import re
 from collections.abc import Iterator
 
-from moorage_contract.daemon_config import SECTIONS, SETTINGS, Setting, as_json
+from moorage_contract.daemon_config import SECTIONS, SETTINGS, Cost, Setting, as_json
 from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QStandardItem, QStandardItemModel
 from PySide6.QtWidgets import QCompleter, QListView
 
 from moorage_gui.signals import emit
 
+_COSTS = {
+    Cost.RELOAD: "A change is reloaded, nothing stops.",
+    Cost.RESTART: "A change restarts the daemon, containers keep running.",
+    Cost.CONTAINERS: "A change restarts the daemon; containers must be stopped and started to follow it.",
+    Cost.VM: "A change restarts the machine.",
+}
 KEY_ROLE = int(Qt.ItemDataRole.UserRole)
 _TYPING_A_KEY = re.compile(r'(?:^|[{,])\s*"(?P<key>[a-z0-9-]*)$')
 
@@ -36,6 +42,16 @@ def offered() -> Iterator[tuple[str, str, str]]:
             yield key, "HTTP proxies of the daemon.", "{}"
         elif SETTINGS[key].supported and not SETTINGS[key].no_effect and not SETTINGS[key].section:
             yield key, SETTINGS[key].help, sample(SETTINGS[key])
+
+
+def help_for(key: str) -> str:
+    """What a key is for and what changing it interrupts; empty for a key that nobody declares."""
+    found = SETTINGS.get(key)
+    if found is None:
+        return "HTTP proxies of the daemon." if key in SECTIONS else ""
+    if found.refusal or found.no_effect:
+        return f"{found.help} {'Refused' if found.refusal else 'No effect'}: {found.refusal or found.no_effect}."
+    return f"{found.help} {_COSTS[found.cost]}"
 
 
 class KeyCompleter(QCompleter):

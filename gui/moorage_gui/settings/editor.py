@@ -22,11 +22,12 @@ from PySide6.QtGui import (
 )
 from PySide6.QtWidgets import QPlainTextEdit, QTextEdit, QToolTip, QWidget
 
-from moorage_gui.settings.completion import KEY_ROLE, KeyCompleter, typed_key
+from moorage_gui.settings.completion import KEY_ROLE, KeyCompleter, help_for, typed_key
 from moorage_gui.settings.highlighter import JsonHighlighter
 from moorage_gui.theme import monospace, theme_for
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\w.+-]+|.')
+_KEY = re.compile(r'(?P<quoted>"(?P<key>[^"\\]*)")\s*:')
 _INDENT = "  "
 _POPUP_KEYS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Tab, Qt.Key.Key_Backtab, Qt.Key.Key_Escape)
 
@@ -118,13 +119,18 @@ class JsonEditor(QPlainTextEdit):
         cursor.movePosition(QTextCursor.MoveOperation.Start)
         self.setTextCursor(cursor)
 
-    def tell_faults(self, line: int, where: QPoint) -> None:
-        """Show a line's faults in a tool tip."""
+    def tell_faults(self, line: int, where: QPoint) -> bool:
+        """Show a line's faults in a tool tip; False when it has none."""
         texts = [fault.message for fault in self._faults if fault.line == line]
-        if texts:
-            QToolTip.showText(where, "\n".join(texts), self)
-        else:
-            QToolTip.hideText()
+        QToolTip.showText(where, "\n".join(texts), self)  # no text hides what was shown
+        return bool(texts)
+
+    def help_at(self, cursor: QTextCursor) -> str:
+        """The help of the key in which a cursor stands; empty elsewhere."""
+        for match in _KEY.finditer(cursor.block().text()):
+            if match.start() <= cursor.positionInBlock() <= match.end("quoted"):
+                return help_for(match.group("key"))
+        return ""
 
     def gutter_width(self) -> int:
         """In pixels: dot, number, margins."""
@@ -172,10 +178,11 @@ class JsonEditor(QPlainTextEdit):
             self._mark()
 
     def event(self, event: QEvent) -> bool:
-        """Show the faults of the line on which the mouse rests."""
+        """Show the faults of the line on which the mouse rests, or the help of its key."""
         if isinstance(event, QHelpEvent) and event.type() is QEvent.Type.ToolTip:
-            at = self.viewport().mapFrom(self, event.pos())
-            self.tell_faults(self.cursorForPosition(at).blockNumber() + 1, event.globalPos())
+            cursor = self.cursorForPosition(self.viewport().mapFrom(self, event.pos()))
+            if not self.tell_faults(cursor.blockNumber() + 1, event.globalPos()):
+                QToolTip.showText(event.globalPos(), self.help_at(cursor), self)
             return True
         return super().event(event)
 

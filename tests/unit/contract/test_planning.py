@@ -43,7 +43,9 @@ def test_key_taken_out_needs_a_restart_where_reload_would_keep_it() -> None:
     assert plan('{"max-concurrent-uploads": 2}', "{}").mode is Cost.RELOAD
 
 
-def test_restart_without_live_restore_says_that_containers_stop() -> None:
+def test_restart_without_live_restore_before_and_after_says_that_containers_stop() -> None:
+    assert "containers stop" in plan('{"live-restore": false}', '{"live-restore": true, "dns": ["1.1.1.1"]}').sentence
+    assert "containers stop" in plan("{}", '{"live-restore": false, "dns": ["1.1.1.1"]}').sentence
     assert "containers stop" in plan('{"live-restore": false}', '{"live-restore": false, "dns": ["1.1.1.1"]}').sentence
 
 

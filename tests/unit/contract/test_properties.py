@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moorage_contract.daemon_config import SECTIONS, SETTINGS, FaultKind, check, read, set_key
 
-SLOW = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 scalars = (
@@ -89,7 +91,7 @@ def test_any_value_of_a_known_key_is_taken_or_refused_with_a_sentence(document: 
         assert fault.message and fault.line >= 1
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(st.sampled_from([*SETTINGS]), values | likely | st.lists(likely | scalars, max_size=3))
 def test_any_value_of_a_flag_is_taken_or_refused_with_a_sentence(key: str, value: Any) -> None:
     for fault in check("", flags={key: value}):

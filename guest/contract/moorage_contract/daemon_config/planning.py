@@ -61,9 +61,8 @@ def plan(old_text: str, new_text: str) -> Plan:
     old = _lenient(old_text)
     changes = [change for found in SETTINGS.values() if (change := _change(found, old, new)) is not None]
     mode = max((change.cost for change in changes), key=lambda cost: cost.weight, default=Cost.RELOAD)
-    if (mode is Cost.CONTAINERS and not (old.live_restore and new.live_restore)) or (
-        mode is Cost.RESTART and not new.live_restore
-    ):
+    # on its way out the daemon goes by the old setting, on its way in by the new one
+    if mode in (Cost.RESTART, Cost.CONTAINERS) and not (old.live_restore and new.live_restore):
         sentence = "The daemon restarts. Live restore is off, so running containers stop."
     else:
         sentence = _OVERALL[mode] if changes else "Nothing changes."
