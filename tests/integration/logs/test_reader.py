@@ -181,6 +181,19 @@ async def test_half_a_record_at_the_end_is_cut_off_when_the_log_is_opened(tmp_pa
     writer.file.close()
 
 
+@pytest.mark.parametrize("query", [LogQuery(), LogQuery(tail=3), LogQuery(follow=True)])
+async def test_half_a_record_that_nobody_has_repaired_yet_is_not_served(
+    tmp_path: Path, log_format: Format, query: LogQuery
+) -> None:
+    writer = filled(tmp_path, log_format, 100, Rotation())
+    encoded = log_format.encode(1, cut(StreamState(), b"half " * 10 + b"\n"), writer.time + 1)
+    for junk in (encoded[:-20], b"\0" * 300):
+        writer.file.append(junk)
+        wanted = [line for _, _, line in writer.lines][-(query.tail or 0) :]
+        assert (await writer.read(query)).splitlines(keepends=True) == wanted
+    writer.file.close()
+
+
 @contextlib.asynccontextmanager
 async def pumping(shim: ShimPipes, log_format: Format, rotation: Rotation) -> AsyncIterator[tuple[Pump, Notifier]]:
     pump = Pump()

@@ -148,6 +148,10 @@ class _Source:
     def size(self) -> int:
         return len(self._unpacked()) if self.packed else os.fstat(self._descriptor).st_size
 
+    def sound_size(self, format_: Format) -> int:
+        """Return where the last whole record ends: behind it may be one that is being written or was cut off."""
+        return self.size() if self.packed else format_.sound(self._descriptor)
+
     def read(self, start: int, length: int) -> bytes:
         if self.packed:
             return self._unpacked()[start : start + length]
@@ -357,7 +361,7 @@ class _Reading:
             left -= found
 
     def _last(self, source: _Source, count: int) -> tuple[int, int]:
-        size = source.size()
+        size = source.sound_size(self.format)
         length = BLOCK
         while True:
             start = max(0, size - length)
