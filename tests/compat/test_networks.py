@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.moored import Moored, wait_for
+from tests.support.images import busybox_archive
+from tests.support.moored import Moored, running_moored, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -217,3 +218,40 @@ def test_ports_and_names_go_on_over_a_kill_of_the_daemon(fresh_moored: Moored) -
     moored.docker("rm", "-f", "web", "client")
     moored.docker("network", "rm", "net")
     assert moored.sandbox.run("ls", str(moored.exec_root / "netns")).stdout == ""
+
+
+def test_supervised_ports_and_names_survive_kills_of_netd_and_of_the_daemon() -> None:
+    with running_moored("--live-restore", supervised=True) as moored:
+        moored.docker("load", "-i", str(busybox_archive()))
+        moored.docker("network", "create", "net")
+        serve(moored, "web", "--network", "net", "-p", "18082:80")
+        moored.docker("run", "-d", "--name", "client", "--network", "net", "busybox", "sleep", "1000")
+        url = "http://127.0.0.1:18082/"
+
+        def get() -> str:
+            return moored.sandbox.run("busybox", "wget", "-q", "-O", "-", url, check=False).stdout
+
+        def resolved() -> bool:
+            return "Address: 172.18.0.2" in moored.docker("exec", "client", "nslookup", "-type=a", "web", check=False)
+
+        def pids(name: str) -> list[str]:
+            listed = moored.sandbox.run("ps", "-eo", "pid,comm").stdout.splitlines()
+            return [line.split()[0] for line in listed if line.split()[1] == name]
+
+        wait_for("the server", get)
+        assert resolved()
+        (netd,) = pids("moorage-netd")
+        moored.sandbox.run("kill", "-9", netd)
+        assert get() == "web\n", "the kernel's rules go on"
+        wait_for("a new netd", lambda: [pid for pid in pids("moorage-netd") if pid != netd])
+        wait_for("names to be answered again", resolved)
+        (fresh,) = pids("moorage-netd")
+        (daemon,) = pids("moored")
+        moored.sandbox.run("kill", "-9", daemon)
+        assert get() == "web\n"
+        assert resolved(), "the exec waits for the daemon, the name does not"
+        assert pids("moorage-netd") == [fresh]
+        moored.docker("rm", "-f", "web", "client")
+        moored.docker("network", "rm", "net")
+        links = moored.sandbox.run("ip", "-br", "link").stdout.split()
+        assert not [word for word in links if word.startswith(("veth", "br-"))]

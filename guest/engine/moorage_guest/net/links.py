@@ -229,7 +229,6 @@ def prepare_namespace(route: RouteSocket) -> None:
     """Set up a fresh namespace that the calling thread is in: loopback up, no IPv6 on interfaces that come."""
     route.send([change_link(link_body(1, up=True), "start loopback")])
     write_sysctl("ipv6/conf/default/disable_ipv6", "1")
-    write_sysctl("ipv6/conf/all/accept_ra", "0")
     # Neighbours that remember who had an address before are told who has it now.
     write_sysctl("ipv4/conf/default/arp_notify", "1")
     write_sysctl("ipv6/conf/default/ndisc_notify", "1")
