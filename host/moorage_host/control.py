@@ -50,12 +50,12 @@ IMPATIENCE = 20.0  # seconds after which SSH is tried though the console has not
 class Controller:
     """The machine of one user. Operations exclude each other; `status` and `watch` are always answered."""
 
-    def __init__(self, paths: Paths, docker_config: Path) -> None:
+    def __init__(self, paths: Paths, docker_config: Path, machine: Machine | None = None) -> None:
         self._paths = paths
         self._docker_config = docker_config
         self._settings = Settings()
         self._booted_with: Settings | None = None
-        self._machine: Machine | None = None
+        self._machine = machine  # else made from the settings when first needed
         self._state = State.ABSENT
         self._since = time.time()
         self._step = ""
@@ -373,10 +373,9 @@ class Controller:
 
     async def _paused(self, machine: Machine, reason: str) -> None:
         """A machine that stopped by itself: an accelerator that gave up is replaced by tcg, a full disk is waited out."""
+        accused = "user" not in reason and "error" not in reason
         warning = (
-            None
-            if "user" in reason or "error" in reason
-            else await asyncio.to_thread(machine.blame, f"it stopped the running machine, {reason}")
+            await asyncio.to_thread(machine.blame, f"it stopped the running machine, {reason}") if accused else None
         )
         if warning is None:
             if self._state is not State.PAUSED:
@@ -391,11 +390,24 @@ class Controller:
                 await machine.resume(self._settings.name)
             return
         logger.warning("%s", warning)
-        await machine.kill(self._settings.name)
+        # Whoever waits for this machine to start holds the lock already and simply waits on.
+        async with contextlib.AsyncExitStack() as stack:
+            if not self._operation.locked():
+                await stack.enter_async_context(self._exclusively("replacing the accelerator"))
+            await self._replace(machine, warning)
+
+    async def _replace(self, machine: Machine, warning: str) -> None:
+        """Start anew without the accelerator that `machine` has been blamed for."""
         self._close_session()
         self._set(State.STARTING)
         self._boot_began = 0.0
-        await machine.start(self._settings, lambda step: self._say(step, None))
+        self._say(warning, None)
+        try:
+            await machine.kill(self._settings.name)
+            await machine.start(self._settings, lambda step: self._say(step, None))
+        except BaseException as error:
+            self._fail(error)
+            raise
         self._boot_began = time.monotonic()
         self._warning = warning
         self._tell()
