@@ -1,11 +1,11 @@
-"""Clients of the real docker CLI that go on across a SIGKILL of moored, with nothing missing and the right exit code."""
+"""Events, a terminal session and new requests of the real docker CLI across a SIGKILL of moored; the other clients that go on
+are in tests/integration/engine/test_clients_outlive.py."""
 
 import json
 import os
 import pty
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -13,8 +13,6 @@ import pytest
 
 from tests.support.images import busybox_archive
 from tests.support.moored import DEADLINE, Moored, running_moored, wait_for
-
-COUNT = "i=0; while [ $i -lt {n} ]; do i=$((i+1)); echo line-$i; sleep 0.02; done; exit 7"
 
 
 @pytest.fixture(scope="module")
@@ -33,64 +31,6 @@ def kill_and_wait(daemon: Moored) -> None:
     wait_for("its answer", daemon.answers)
 
 
-def finish(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
-    """Return exit status and output of a client that ends by itself."""
-    output, errors = process.communicate(timeout=DEADLINE)
-    return process.returncode, output.decode() + errors.decode()
-
-
-def numbered(text: str, count: int) -> bool:
-    """Whether a text is exactly the lines line-1 to line-count."""
-    return text.split() == [f"line-{number}" for number in range(1, count + 1)]
-
-
-def test_an_attached_run_goes_on_to_its_exit_code(supervised: Moored) -> None:
-    client = supervised.docker_popen("run", "--rm", "--name", "attached", "busybox", "sh", "-c", COUNT.format(n=200))
-    wait_for("the container", lambda: "attached" in supervised.docker("ps", "--format", "{{.Names}}"))
-    for _ in range(3):
-        kill_and_wait(supervised)
-    code, text = finish(client)
-    assert code == 7, text
-    assert numbered(text, 200), text
-    wait_for("its removal", lambda: "attached" not in supervised.docker("ps", "-a", "--format", "{{.Names}}"))
-
-
-def test_standard_input_reaches_the_container_through_a_killed_daemon(supervised: Moored) -> None:
-    client = supervised.docker_popen("run", "--rm", "-i", "--name", "fed", "busybox", "cat", stdin=subprocess.PIPE)
-    assert client.stdin is not None and client.stdout is not None
-    wait_for("the container", lambda: "fed" in supervised.docker("ps", "--format", "{{.Names}}"))
-    client.stdin.write(b"before\n")
-    client.stdin.flush()
-    assert client.stdout.readline() == b"before\n"
-    kill_and_wait(supervised)
-    client.stdin.write(b"after\n")
-    client.stdin.close()
-    client.stdin = None
-    assert finish(client) == (0, "after\n")
-
-
-def test_wait_is_answered_by_the_next_daemon(supervised: Moored) -> None:
-    supervised.docker(
-        "run", "-d", "--name", "awaited", "busybox", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done"
-    )
-    client = supervised.docker_popen("wait", "awaited")
-    time.sleep(0.5)
-    kill_and_wait(supervised)
-    supervised.docker("kill", "-s", "TERM", "awaited")
-    assert finish(client) == (0, "9\n")
-    supervised.docker("rm", "awaited")
-
-
-def test_logs_follow_across_kills_without_a_gap(supervised: Moored) -> None:
-    supervised.docker("run", "-d", "--name", "followed", "busybox", "sh", "-c", COUNT.format(n=150))
-    client = supervised.docker_popen("logs", "-f", "followed")
-    for _ in range(3):
-        kill_and_wait(supervised)
-    code, text = finish(client)
-    assert code == 0 and numbered(text, 150), text
-    supervised.docker("rm", "followed")
-
-
 def test_events_go_on_and_tell_of_what_ended_meanwhile(supervised: Moored) -> None:
     supervised.docker("run", "-d", "--name", "watched", "busybox", "sleep", "1000")
     client = supervised.docker_popen("events", "--filter", "container=watched", "--format", "{{json .}}")
@@ -104,29 +44,6 @@ def test_events_go_on_and_tell_of_what_ended_meanwhile(supervised: Moored) -> No
     client.send_signal(signal.SIGINT)
     client.communicate(timeout=DEADLINE)
     assert seen == ["kill", "die", "destroy"], seen
-
-
-def test_stats_go_on(supervised: Moored) -> None:
-    supervised.docker("run", "-d", "--name", "measured", "busybox", "sleep", "1000")
-    lines = supervised.api.lines("GET", "/containers/measured/stats")
-    first = next(lines)
-    kill_and_wait(supervised)
-    following = [next(lines) for _ in range(2)]
-    lines.close()
-    assert first["name"] == "/measured" and all(each["name"] == "/measured" for each in following)
-    supervised.docker("rm", "-f", "measured")
-
-
-def test_an_exec_s_output_and_exit_code_come_through(supervised: Moored) -> None:
-    supervised.docker("run", "-d", "--name", "host", "busybox", "sleep", "1000")
-    client = supervised.docker_popen("exec", "host", "sh", "-c", COUNT.format(n=150))
-    assert client.stdout is not None
-    first = client.stdout.readline().decode()
-    kill_and_wait(supervised)
-    code, text = finish(client)
-    assert numbered(first + text, 150)
-    assert code == 7
-    supervised.docker("rm", "-f", "host")
 
 
 def test_a_terminal_session_goes_on(supervised: Moored) -> None:
