@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -25,6 +26,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 from tests.support.moored import wait_for
+
+#: Asks an address from inside of other namespaces.
+_ASK = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5).close()"
 
 USER, PASSWORD = "sailor", "pässword:1"
 
@@ -90,7 +94,7 @@ def registry(
             if process.poll() is not None:
                 return True
             if sandbox_command:
-                ask = [*sandbox_command, "busybox", "wget", "-q", "-O", "-", "-T", "5", f"http://127.0.0.1:{port}/"]
+                ask = [*sandbox_command, sys.executable, "-c", _ASK, f"http://127.0.0.1:{port}/"]
                 return subprocess.run(ask, capture_output=True, timeout=30, check=False).returncode == 0
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
