@@ -1,6 +1,6 @@
 """Runs the parts of ./check one after the other, fast ones first, and says plainly what came out.
 
-Each part is a command with a time limit; its output goes to artifacts/check/PART.log. Tests of virtual machines that failed are
+Each part is a command with a time limit; its output goes to artifacts/check/PART.log. Tests that failed are
 run once more, each by itself, and both outcomes are shown: the part fails when a test fails twice. A skipped test is a failure.
 """
 
@@ -148,7 +148,7 @@ def run_command(part: Part, environment: dict[str, str]) -> Outcome:
 
 
 def run_tests(part: Part, environment: dict[str, str]) -> Outcome:
-    """Run a part that is pytest, with the second try of machine tests."""
+    """Run a part that is pytest, with the second try of tests that failed."""
     outcome = Outcome(part)
     log = REPORTS / f"{part.name}.log"
     report = REPORTS / f"{part.name}.xml"
@@ -161,9 +161,6 @@ def run_tests(part: Part, environment: dict[str, str]) -> Outcome:
     elif code not in (0, 1) or (code == 1 and not failed):
         outcome.faults.append(fault(part, code, log))
     for test in failed:
-        if not part.vm:
-            outcome.faults.append(f"failed: {test}")
-            continue
         again = REPORTS / f"{part.name}-again.log"
         second, seconds = execute(
             part, pytest(part, [test, *part.command[1:3]], REPORTS / "again.xml"), environment, again

@@ -1,4 +1,4 @@
-"""./check counts what pytest reports, runs failed machine tests once more, and fails for skipped ones."""
+"""./check counts what pytest reports, runs failed tests once more, and fails for skipped ones."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def run(check: ModuleType, source: str, *, vm: bool) -> tuple[list[str], list[str], str]:
+def run(check: ModuleType, source: str) -> tuple[list[str], list[str], str]:
     Path("test_it.py").write_text(source)
-    outcome = check.run_tests(check.tests("part", ["test_it.py"], 2, vm=vm), dict(os.environ))
+    outcome = check.run_tests(check.tests("part", ["test_it.py"], 2, dict(os.environ))
     return outcome.faults, outcome.notes, outcome.summary
 
 
@@ -48,32 +48,26 @@ class TestGroup:
 """
 
 
-def test_machine_test_that_passes_by_itself_is_noted_and_does_not_fail(check: ModuleType) -> None:
-    faults, notes, summary = run(check, FAILS_ONCE, vm=True)
+def test_a_test_that_passes_by_itself_is_noted_and_does_not_fail(check: ModuleType) -> None:
+    faults, notes, summary = run(check, FAILS_ONCE)
     assert faults == []
     assert notes == ["failed, then passed when run again by itself: test_it.py::TestGroup::test_once"]
     assert summary == "1 passed, 1 failed, 0 skipped"
 
 
-def test_other_tests_get_no_second_try(check: ModuleType) -> None:
-    faults, notes, _ = run(check, FAILS_ONCE, vm=False)
-    assert faults == ["failed: test_it.py::TestGroup::test_once"]
-    assert notes == []
-
-
-def test_machine_test_that_fails_twice_is_a_fault(check: ModuleType) -> None:
-    faults, notes, _ = run(check, "def test_bad(): assert False\n", vm=True)
+def test_a_test_that_fails_twice_is_a_fault(check: ModuleType) -> None:
+    faults, notes, _ = run(check, "def test_bad(): assert False\n")
     assert len(faults) == 1 and faults[0].startswith("failed twice: test_it.py::test_bad")
     assert notes == []
 
 
 def test_skipped_test_is_a_fault_with_its_reason(check: ModuleType) -> None:
-    faults, _, _ = run(check, "import pytest\ndef test_lazy(): pytest.skip('no moon')\n", vm=False)
+    faults, _, _ = run(check, "import pytest\ndef test_lazy(): pytest.skip('no moon')\n")
     assert len(faults) == 1 and "test_lazy" in faults[0] and "no moon" in faults[0]
 
 
 def test_file_that_cannot_be_imported_is_a_fault(check: ModuleType) -> None:
-    faults, _, _ = run(check, "import nothing_of_this_name\n", vm=False)
+    faults, _, _ = run(check, "import nothing_of_this_name\n")
     assert faults
 
 
