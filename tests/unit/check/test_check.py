@@ -30,7 +30,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def run(check: ModuleType, source: str) -> tuple[list[str], list[str], str]:
     Path("test_it.py").write_text(source)
-    outcome = check.run_tests(check.tests("part", ["test_it.py"], 2, dict(os.environ))
+    outcome = check.run_tests(check.tests("part", ["test_it.py"], 2), dict(os.environ))
     return outcome.faults, outcome.notes, outcome.summary
 
 
