@@ -18,10 +18,10 @@ async def disk_usage(images: Images, containers: Containers, volumes: Volumes, w
         answer["LayersSize"] = measured["LayersSize"]
         if "image" in wanted:
             answer["Images"] = measured["Images"]
+        if "build-cache" in wanted:
+            answer["BuildCache"] = measured["BuildCache"]
     if "container" in wanted:
         answer["Containers"] = [await inspect.summary(containers, each, size=True) for each in containers.all()]
     if "volume" in wanted:
         answer["Volumes"] = await volumes.usage()
-    if "build-cache" in wanted:
-        answer["BuildCache"] = []
     return answer

@@ -214,8 +214,44 @@ def history(images: Images, image: Image) -> list[dict[str, Any]]:
     return rows
 
 
+def build_cache(images: Images) -> list[dict[str, Any]]:
+    """Return the build cache of GET /system/df: images that only stand between a base and what was built on it.
+
+    Shared is what an image with a name was built on; the rest goes with `docker builder prune`.
+    """
+    used: set[str] = set()
+    known = {image.id: image for image in images.all()}
+    for image in known.values():
+        step: Image | None = image if image.tags or image.digests else None
+        while step is not None and step.id not in used:
+            used.add(step.id)
+            step = known.get(step.parent)
+    parents = {image.parent for image in known.values()}
+    found = []
+    for image in known.values():
+        if image.tags or image.digests or not (image.parent or image.id in parents):
+            continue
+        own = image.chain[-1:] if not (known.get(image.parent) and known[image.parent].chain == image.chain) else ()
+        history = image.document.get("history") or [{}]
+        found.append(
+            {
+                "ID": image.id.partition(":")[2],
+                "Parents": [image.parent.partition(":")[2]] if image.parent else None,
+                "Type": "regular",
+                "Description": str(history[-1].get("created_by") or ""),
+                "InUse": False,
+                "Shared": image.id in used,
+                "Size": images.layer_store.size(own),
+                "CreatedAt": image.created or "0001-01-01T00:00:00Z",
+                "LastUsedAt": None,
+                "UsageCount": 0,
+            }
+        )
+    return found
+
+
 def disk_usage(images: Images) -> dict[str, Any]:
-    """Return the image part of GET /system/df."""
+    """Return the parts of GET /system/df that are about images and the build cache."""
     users = images.in_use()
     parents = {image.parent for image in images.all() if image.parent}
     return {
@@ -223,6 +259,7 @@ def disk_usage(images: Images) -> dict[str, Any]:
         "Images": [
             summary(images, image, image.repo_tags, image.repo_digests, users, shared_size=True, count=True)
             for image in images.all()
-            if image.tags or image.digests or image.id not in parents
+            if image.tags or image.digests or not (image.parent or image.id in parents)
         ],
+        "BuildCache": build_cache(images),
     }
