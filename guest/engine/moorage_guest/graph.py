@@ -92,7 +92,7 @@ class Graph:
         self.pump.start()
         await self.images.start()
         await restore.start(self.containers, self._resume_streams)
-        await self._build_steps.clear()
+        self.containers.task(self._build_steps.clear(), "removal of what builds left")
         await self.images.sweep()
 
     async def _resume_streams(self) -> None:

@@ -186,6 +186,7 @@ class Streams:
         return await self._serve(request, response, resume, produce)
 
     async def _logs(self, sink: _Sink, record: dict[str, Any]) -> None:
+        await self._engine.restored.wait()
         container = self._engine.get(record["id"])
         if container is None:
             await sink.end(record)

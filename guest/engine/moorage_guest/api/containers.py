@@ -1,6 +1,7 @@
 """Routes of containers; those that stream are in `container_streams`, `docker cp` is in `archive`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -11,7 +12,6 @@ from moorage_guest.api.server import (
     Route,
     empty_response,
     filters,
-    json_body,
     json_object,
     json_response,
     query_bool,
@@ -31,7 +31,7 @@ PRUNE_FILTERS = ("label", "label!", "until")
 def routes(engine: Containers) -> list[Route]:
     """Return the routes of this area."""
     handlers = _Handlers(engine)
-    return [
+    own = [
         Route("GET", "/containers/json", handlers.list),
         Route("POST", "/containers/create", handlers.create),
         Route("POST", "/containers/prune", handlers.prune, since=(1, 25)),
@@ -53,6 +53,23 @@ def routes(engine: Containers) -> list[Route]:
         *container_streams.routes(engine),
         *archive.routes(engine),
     ]
+    return [route if route.path in _AT_ONCE else after_restore(engine, route) for route in own]
+
+
+#: What is answered while containers are still being taken back.
+_AT_ONCE = ("/containers/json", "/containers/{id}/json", "/containers/{id}/wait")
+
+
+def after_restore(engine: Containers, route: Route) -> Route:
+    """Return the route with a handler that waits until all containers are taken back."""
+    handler = route.handler
+
+    async def wait_first(request: ApiRequest) -> web.StreamResponse:
+        if not engine.restored.is_set():
+            await engine.restored.wait()
+        return await handler(request)
+
+    return replace(route, handler=wait_first)
 
 
 class _CreateBody(ContainerConfig):
@@ -91,6 +108,7 @@ class _Handlers:
             raise InvalidParameter("config cannot be empty in order to create a container")
         body = _CreateBody.model_validate(raw)
         _check_entrypoint(raw)
+        _check_numbers(raw)
         config = ContainerConfig.model_validate(
             {name: getattr(body, name) for name in ContainerConfig.model_fields}, from_attributes=True
         )
@@ -158,7 +176,9 @@ class _Handlers:
 
     async def update(self, request: ApiRequest) -> web.StreamResponse:
         container = self._container(request)
-        body = await json_body(request, _UpdateBody)
+        raw = await json_object(request)
+        _check_numbers(raw)
+        body = _UpdateBody.model_validate(raw)
         return json_response({"Warnings": await lifecycle.update(self._engine, container, body)})
 
     async def rename(self, request: ApiRequest) -> web.StreamResponse:
@@ -216,6 +236,18 @@ def _check_entrypoint(raw: Mapping[str, Any]) -> None:
         value = raw.get(name)
         if value is not None and not isinstance(value, (str, list)):
             raise InvalidParameter(f"invalid JSON: {name}: it has to be an array of strings or a string")
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse numbers that no field of the API can hold."""
+    if isinstance(value, dict):
+        for each in value.values():
+            _check_numbers(each)
+    elif isinstance(value, list):
+        for each in value:
+            _check_numbers(each)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidParameter(f"invalid JSON: json: cannot unmarshal number {value} into Go value of type int64")
 
 
 def terminal_size(request: ApiRequest) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BeforeValidator, Field
 
 from moorage_guest.api.container_streams import MULTIPLEXED, RAW
-from moorage_guest.api.containers import terminal_size
+from moorage_guest.api.containers import after_restore, terminal_size
 from moorage_guest.api.server import ApiRequest, Hijacked, Route, empty_response, hijack, json_body, json_response
 from moorage_guest.api.types import ApiModel, List, Words
 from moorage_guest.engine import attach, execs
@@ -121,12 +121,13 @@ def routes(engine: Containers) -> list[Route]:
         await execs.resize(engine, session, rows, columns)
         return empty_response(200)
 
-    return [
+    own = [
         Route("POST", "/containers/{id}/exec", create),
         Route("POST", "/exec/{id}/start", start),
         Route("POST", "/exec/{id}/resize", resize),
         Route("GET", "/exec/{id}/json", inspect),
     ]
+    return [after_restore(engine, route) for route in own]
 
 
 def _size(value: list[int] | None) -> tuple[int, int] | None:

@@ -31,7 +31,8 @@ class ContainerSteps:
         self._engine = engine
 
     async def clear(self) -> None:
-        """Remove the containers of builds that ended with the daemon before this one. Call once after the restore."""
+        """Remove the containers of builds that ended with the daemon before this one, once all is taken back."""
+        await self._engine.restored.wait()
         for container_id in await asyncio.to_thread(self._engine.store.all, KIND):
             log.warning("removing container %s of a build that did not end", container_id)
             try:

@@ -87,6 +87,8 @@ class Containers:
         #: Shims that no record belongs to, or whose protocol is unknown: container id → reason.
         self.unmanaged: dict[str, str] = {}
         self.shutting_down = False
+        #: Set once everything that outlived the last daemon is taken back; before, containers can be looked at only.
+        self.restored = asyncio.Event()
         self._containers: dict[str, Container] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -203,12 +205,14 @@ class Containers:
         """Put a container into a network, now if it runs and at every start."""
         from moorage_guest.engine import memberships
 
+        await self.restored.wait()
         await memberships.connect(self, self.find(reference), network, settings)
 
     async def network_disconnect(self, reference: str, network: str, *, force: bool) -> None:
         """Take a container out of a network for good; with force also one that is gone."""
         from moorage_guest.engine import memberships
 
+        await self.restored.wait()
         await memberships.disconnect(self, reference, network, force=force)
 
     # -- end -----------------------------------------------------------------------------------------------------------

@@ -278,10 +278,18 @@ def drop_all(engine: "Containers", container: Container) -> None:
     shutil.rmtree(folder(engine, container.id), ignore_errors=True)
 
 
+def recorded(engine: "Containers") -> set[str]:
+    """Return the containers of which sessions are recorded. Blocks."""
+    try:
+        return {path.name for path in (engine.exec_root.root / "exec").iterdir()}
+    except FileNotFoundError:
+        return set()
+
+
 def restore(engine: "Containers", container: Container, status: ShimStatus) -> None:
     """Take back the sessions of a live container, with what its shim knows of them."""
     place = folder(engine, container.id)
-    for path in sorted(place.glob("*.json")) if place.is_dir() else []:
+    for path in sorted(place.glob("*.json")):
         try:
             session = Exec.from_record(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -194,7 +194,7 @@ async def unpause(engine: Containers, container: Container) -> None:
     """Thaw a paused container."""
     async with container.lock:
         if container.status != Status.PAUSED:
-            raise SystemError_(f"Container {container.id} is not paused")
+            raise Conflict(f"Container {container.id} is not paused")
         shim = await engine.shim_of(container)
         try:
             await shim.resume()

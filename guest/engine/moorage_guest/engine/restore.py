@@ -43,10 +43,10 @@ class _Found:
 
 
 async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] | None = None) -> None:
-    """Take everything back; returns when containers can be listed and used.
+    """Find out what is true; returns when containers can be listed. What lives is taken back in the background.
 
     ``before_ends`` runs when all containers are known and before the ends of those that ended meanwhile are told, so
-    that who waited for them can wait again.
+    that who waited for them can wait again. `Containers.restored` is set when everything can be used.
     """
     damaged = _load(engine)
     shims, dead = set(await engine.agent.shim_ids()), set(await engine.agent.dead_shims())
@@ -55,21 +55,52 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
     for container_id in (shims | dead) - {each.container.id for each in found}:
         unmanaged.show(engine, container_id, damaged.get(container_id, "no record of it is left in the state database"))
     every = {container.id for container in engine}
-    keep_layers = every | set(engine.unmanaged)
     await asyncio.gather(
-        engine.layers.restore(keep_layers),
+        engine.layers.restore(every | set(engine.unmanaged)),
         engine.networks.start(live | set(engine.unmanaged)),
         engine.volumes.restore(_volumes(engine, every), _volumes(engine, live)),
     )
-    await _each([_take_back(engine, each) for each in found if each.shim is not None])
+    sessions = await asyncio.to_thread(execs.recorded, engine)
+    connected = [each for each in found if each.shim is not None]
+    await _each([_take_back(engine, each, sessions) for each in connected if each.end is not None])
     if before_ends is not None:
         await before_ends()
     ended = [(each, each.end) for each in found if each.end is not None]
     ended.sort(key=lambda pair: pair[1].at_ns)
     await _each([_end(engine, each.container, end) for each, end in ended])
-    if not engine.settings.live_restore:
-        await _each([_stop_quietly(engine, each.container) for each in found if each.container.id in live])
-    await _settle(engine)
+    for each in connected:
+        if each.end is None and each.status is not None and each.status.pid:
+            _adopt_state(each.container, each.status)
+    living = [each for each in connected if each.end is None]
+    engine.task(_go_on(engine, living, sessions), "taking containers back")
+
+
+async def _go_on(engine: Containers, living: list[_Found], sessions: set[str]) -> None:
+    """Take back what lives, then let everybody work with it."""
+    try:
+        await _each([_take_back_logged(engine, each, sessions) for each in living])
+        if not engine.settings.live_restore:
+            await _each([_stop_quietly(engine, each.container) for each in living])
+        await _settle(engine)
+    finally:
+        engine.restored.set()
+
+
+async def _take_back_logged(engine: Containers, found: _Found, sessions: set[str]) -> None:
+    try:
+        await _take_back(engine, found, sessions)
+    except Exception:
+        log.exception("container %s could not be taken back", found.container.id)
+
+
+def _adopt_state(container: Container, status: ShimStatus) -> None:
+    """Let the state say what the shim says of a container whose end has not been dealt with."""
+    if not container.status.alive and status.started_ns == container.state.started_ns:
+        return
+    container.state = replace(
+        container.state, status=Status.PAUSED if status.paused else Status.RUNNING, pid=status.pid,
+        started_ns=status.started_ns,
+    )  # fmt: skip
 
 
 def _load(engine: Containers) -> dict[str, str]:
@@ -144,7 +175,7 @@ async def _look(engine: Containers, container: Container, shims: set[str], dead:
     return result
 
 
-async def _take_back(engine: Containers, found: _Found) -> None:
+async def _take_back(engine: Containers, found: _Found, sessions: set[str]) -> None:
     """Connect to a shim: output flows, events are followed, the state says what is."""
     container, shim, status = found.container, found.shim, found.status
     assert shim is not None and status is not None
@@ -163,23 +194,15 @@ async def _take_back(engine: Containers, found: _Found) -> None:
         found.end = None
         return
     before = container.state
-    if not container.status.alive:
-        # The last daemon was killed between the start and its record.
-        container.state = replace(container.state, status=Status.RUNNING)
-    container.state = replace(
-        container.state, status=Status.PAUSED if status.paused else Status.RUNNING, pid=status.pid,
-        started_ns=status.started_ns,
-    )  # fmt: skip
-    execs.restore(engine, container, status)
+    _adopt_state(container, status)
+    if container.id in sessions:
+        execs.restore(engine, container, status)
     try:
         running.output = await Output.open(engine, container, shim, active=status.attached > 0)
     except Exception:
         log.exception("the log of container %s cannot be written", container.id)
     if found.end is not None:
         return
-    sandbox = engine.networks.sandbox(container.id)
-    if sandbox is not None:
-        container.endpoints, container.ports = dict(sandbox.endpoints), dict(sandbox.ports)
     starting.watch(engine, container, running)
     health.begin(engine, container, keep=True)
     if container.state != before:
@@ -257,6 +280,7 @@ async def shut_down(engine: Containers) -> None:
     engine.shutting_down = True
     if engine.settings.live_restore:
         return
+    await engine.restored.wait()
     running = [container for container in engine if container.status.running]
     longest = max((each.config.stop_timeout or DEFAULT_STOP_TIMEOUT for each in running), default=0)
     limit = engine.settings.shutdown_timeout

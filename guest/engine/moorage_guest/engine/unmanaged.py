@@ -5,6 +5,7 @@ own record and checked against its cgroup, so that no other process is ever hit.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from moorage_guest.api.types import ContainerConfig, HostConfig
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.names import NAME
 from moorage_guest.engine.record import KIND, Container, RunState
-from moorage_guest.engine.shims import ShimError
+from moorage_guest.engine.shims import Shim, ShimError, ShimGone
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, SystemError_
 
@@ -71,11 +72,13 @@ def show(engine: Containers, container_id: str, reason: str) -> None:
 
 
 def _shim_record(engine: Containers, container_id: str) -> dict[str, Any]:
-    try:
-        record = json.loads((engine.exec_root.shim(container_id) / "shim.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    """Return what the files of a shim say: shim.json is the agent's, state.json its own."""
+    found: dict[str, Any] = {}
+    for name in ("shim.json", "state.json"):
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads((engine.exec_root.shim(container_id) / name).read_text())
+            found.update(record if isinstance(record, dict) else {})
+    return found
 
 
 async def stop(engine: Containers, container: Container, number: int, timeout: float | None) -> None:
@@ -121,7 +124,11 @@ async def settle(engine: Containers, container: Container) -> None:
         return
     reason, container.unmanaged = container.unmanaged, ""
     try:
-        await engine.agent.bury(container.id)
+        shim = await Shim.connect(engine.exec_root, container.id)
+        await shim.shutdown(force=True)
+    except ShimGone:
+        with contextlib.suppress(ShimError):
+            await engine.agent.bury(container.id)
     except ShimError as error:
         log.warning("the shim of container %s stays: %s", container.id, error)
     engine.unmanaged.pop(container.id, None)

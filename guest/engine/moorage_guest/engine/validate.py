@@ -6,6 +6,7 @@ Whole-document checks only: names of images, volumes and networks are resolved b
 import ipaddress
 import os
 import re
+from pathlib import Path
 
 from moorage_guest.api.types import ContainerConfig, HealthConfig, HostConfig, RestartPolicy
 from moorage_guest.engine.settings import EngineSettings
@@ -205,6 +206,10 @@ def _check_cpu(host: HostConfig) -> None:
         raise InvalidParameter("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
     if 0 < host.cpu_quota < 1000:
         raise InvalidParameter("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+    if host.cpu_realtime_runtime > 0 and not Path("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists():
+        raise InvalidParameter("Your kernel does not support CPU real-time scheduler")
+    if host.cpu_realtime_period > 0 and host.cpu_realtime_runtime > host.cpu_realtime_period:
+        raise InvalidParameter("cpu real-time runtime cannot be higher than cpu real-time period")
     if host.cpu_shares < 0:
         raise InvalidParameter(f"invalid CPU shares ({host.cpu_shares}): value must be a positive integer")
     for text, what in ((host.cpuset_cpus, "cpus"), (host.cpuset_mems, "mems")):
