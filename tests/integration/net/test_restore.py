@@ -17,7 +17,7 @@ from moorage_guest.errors import EngineError
 from moorage_guest.events import EventBus
 from moorage_guest.net import namespaces
 from moorage_guest.net.firewall import Firewall, merge, port_change
-from moorage_guest.net.netlink import RouteSocket, add_veth, delete_link, link_body
+from moorage_guest.net.netlink import RouteSocket, add_link, add_veth, delete_link, link_body
 from moorage_guest.net.nftables import Nftables
 from moorage_guest.store import Store
 
@@ -130,7 +130,13 @@ async def test_half_made_sandboxes_are_swept(world: World) -> None:
         name = prefix[:8] + "zzz"
         route.send([add_veth(link_body(name=name), name, link_body(name="vethpeer"))])
         route.send([add_veth(link_body(name="vethother"), "vethother", link_body(name="othpeer"))])
+    # A bridge whose record was never written, and one of somebody else.
+    orphan = await world.create("orphan")
+    world.store.delete("network", orphan)
+    with RouteSocket() as route:
+        route.send([add_link("bridge", "br-other", link_body(name="br-other"))])
     await world.restart({container_id("web")})
+    assert f"br-{orphan[:12]}" not in links() and "br-other" in links()
     assert not stray.exists()
     assert name not in links() and "vethother" in links(), "another daemon's links are left alone"
     assert prefix in links()

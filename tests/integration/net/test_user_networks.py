@@ -231,7 +231,7 @@ async def test_static_addresses_and_macs_are_kept(world: World) -> None:
     assert inside.links()["eth0"].mac == "02:00:00:00:00:77"
     free, _ = await world.run("two", "net")
     assert free.endpoints["net"].ip_address == "10.9.0.129"
-    with pytest.raises(EngineError, match="Address already in use"):
+    with pytest.raises(EngineError, match="failed to set up container networking: Address already in use"):
         await world.run("three", endpoints={"net": static})
     with pytest.raises(InvalidParameter, match=r"no configured subnet contains IP address 10\.8\.0\.1"):
         await world.run("three", endpoints={"net": wants(IPAMConfig={"IPv4Address": "10.8.0.1"})})
@@ -242,6 +242,12 @@ async def test_static_addresses_and_macs_are_kept(world: World) -> None:
         await world.run("three", endpoints={"auto": wants(IPAMConfig={"IPv4Address": "172.18.0.9"})})
     with pytest.raises(InvalidParameter, match="user specified IP address is supported on user defined networks only"):
         await world.run("three", endpoints={"bridge": wants(IPAMConfig={"IPv4Address": "172.17.0.9"})})
+
+
+async def test_network_that_is_gone_fails_the_start_in_dockerds_words(world: World) -> None:
+    await world.start()
+    with pytest.raises(NotFound, match=r"^failed to set up container networking: network gone not found$"):
+        await world.run("web", "gone")
 
 
 async def test_ipv6_network_reaches_and_is_reached(world: World) -> None:

@@ -20,6 +20,10 @@ DEFAULT_POOLS: tuple[tuple[str, int], ...] = (
 )
 
 
+#: Interface of the default network.
+DEFAULT_NAME = "docker0"
+
+
 @dataclass(frozen=True)
 class Pool:
     """A base network that is cut into subnets of ``size`` bits."""
@@ -62,7 +66,7 @@ class NetConfig:
     @property
     def bridge_name(self) -> str:
         """Interface of the default network."""
-        return self.bridge or "docker0"
+        return self.bridge or DEFAULT_NAME
 
     @property
     def has_default_bridge(self) -> bool:

@@ -66,6 +66,8 @@ class Fabric:
         self.ipv6 = links.has_ipv6()
         self.link_prefix = f"veth{hashlib.sha256(str(exec_root.root).encode()).hexdigest()[:4]}"
         """Of host ends of veth pairs: tells this daemon's from another's on the same bridge."""
+        self.link_tag = f"moorage {self.link_prefix.removeprefix('veth')}"
+        """Alias of links that were made for networks, for the same purpose."""
 
     def close(self) -> None:
         """Let go of sockets; everything in the kernel and netd goes on."""
@@ -311,14 +313,16 @@ class Fabric:
                 ]
                 mtu = int(record.options.get(links.MTU_OPTION, "0") or 0)
                 localnet = self.config.iptables and not record.internal
-                links.ensure_bridge(self.route, record.interface, addresses, mtu=mtu, localnet=localnet)
+                links.ensure_bridge(
+                    self.route, record.interface, addresses, mtu=mtu, localnet=localnet, tag=self.link_tag
+                )
                 if record.ipv6:
                     self.forward_ipv6()
             elif record.driver in ("macvlan", "ipvlan"):
                 parent = record.options.get("parent", "")
                 if record.internal and parent:
                     raise InvalidParameter(f"parent {parent} cannot be used with an internal {record.driver} network")
-                name, made = links.ensure_parent(self.route, record.id, parent)
+                name, made = links.ensure_parent(self.route, record.id, parent, self.link_tag)
                 record = replace(
                     record,
                     interface=name,

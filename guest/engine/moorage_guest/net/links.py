@@ -81,14 +81,14 @@ def mac_for(address: Address) -> str:
 
 
 def ensure_bridge(
-    route: RouteSocket, name: str, addresses: Iterable[Interface], *, mtu: int = 0, localnet: bool
+    route: RouteSocket, name: str, addresses: Iterable[Interface], *, mtu: int = 0, localnet: bool, tag: str
 ) -> Link:
     """Make a bridge, or adopt the one of that name, and give it the addresses. Changes nothing that already matches."""
     wanted = list(addresses)
     link = route.link(name)
     if link is None:
         # Without a MAC of its own a bridge takes that of its ports, and changes it as they come and go.
-        route.send([add_link("bridge", name, link_body(name=name, mac=random_mac(), up=False))])
+        route.send([add_link("bridge", name, link_body(name=name, mac=random_mac(), up=False)), _tagged(name, tag)])
         link = route.link(name)
         if link is None:
             raise SystemError_(f"bridge {name} vanished while it was made")
@@ -115,6 +115,11 @@ def ensure_bridge(
     if localnet:
         write_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
     return link
+
+
+def _tagged(name: str, tag: str) -> Message:
+    """Note on a link whose it is; sent with the message that makes it, so that none is without."""
+    return change_link(link_body(name=name, alias=tag), f"mark {name}")
 
 
 def remove_link(route: RouteSocket, name: str) -> None:
@@ -181,7 +186,7 @@ def check_child_options(driver: str, options: Mapping[str, str]) -> None:
         raise InvalidParameter(f"requested ipvlan flag '{flag}' is not valid")
 
 
-def ensure_parent(route: RouteSocket, network_id: str, parent: str) -> tuple[str, bool]:
+def ensure_parent(route: RouteSocket, network_id: str, parent: str, tag: str) -> tuple[str, bool]:
     """Find or make the parent of macvlan and ipvlan links; returns its name and whether it was made here.
 
     "eth0.10" makes VLAN 10 on eth0; without a name a dummy interface is made.
@@ -191,7 +196,7 @@ def ensure_parent(route: RouteSocket, network_id: str, parent: str) -> tuple[str
         return name, False
     try:
         if not parent:
-            route.send([add_link("dummy", name, link_body(name=name, up=True))])
+            route.send([add_link("dummy", name, link_body(name=name, up=True)), _tagged(name, tag)])
             return name, True
         base, dot, tag = parent.rpartition(".")
         below = route.link(base) if dot else None
@@ -200,7 +205,7 @@ def ensure_parent(route: RouteSocket, network_id: str, parent: str) -> tuple[str
                 f"the parent interface {parent} was not found on this host: name one that `ip link` lists"
             )
         data = attribute(1, struct.pack("=H", int(tag)))
-        route.send([add_link("vlan", name, link_body(name=name, link=below.index, up=True), data)])
+        route.send([add_link("vlan", name, link_body(name=name, link=below.index, up=True), data), _tagged(name, tag)])
     except NetlinkError as error:
         text = f"the kernel refused the parent interface {name}: {error.strerror}"
         if error.errno == errno.EOPNOTSUPP:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moorage_guest.api.types import EndpointSettings
-from moorage_guest.errors import InvalidParameter, NotFound, SystemError_
+from moorage_guest.errors import EngineError, InvalidParameter, NotFound, SystemError_
 from moorage_guest.events import EventBus
 from moorage_guest.net import requests
 from moorage_guest.net.config import NetConfig
@@ -193,7 +193,10 @@ class Networks:
         Raises the error to answer the start with; nothing is left then. What the container had before is dropped first.
         """
         sandboxes = self._sandboxes
-        sandbox = await self._run(lambda: sandboxes.allocate(request))
+        try:
+            sandbox = await self._run(lambda: sandboxes.allocate(request))
+        except EngineError as error:
+            raise type(error)(f"failed to set up container networking: {error}") from error
         for settings in sandbox.endpoints.values():
             self._network_event("connect", settings.network_id, request.container_id)
         return sandbox

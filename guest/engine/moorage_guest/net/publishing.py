@@ -70,7 +70,7 @@ class Publisher:
             self.withdraw(held)
             if isinstance(error, EngineError):
                 raise SystemError_(
-                    "failed to set up container networking: driver failed programming external connectivity on endpoint "
+                    "driver failed programming external connectivity on endpoint "
                     f"{record.name} ({endpoint.id}): {error}"
                 ) from error
             raise

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from moorage_guest.errors import EngineError, SystemError_
 from moorage_guest.net import links, namespaces, requests
+from moorage_guest.net.config import DEFAULT_NAME
 from moorage_guest.net.fabric import KIND, Fabric
 from moorage_guest.net.firewall import merge
-from moorage_guest.net.netlink import Interface, NetlinkError
+from moorage_guest.net.netlink import Interface, NetlinkError, delete_link
 from moorage_guest.net.nftables import NftablesError
 from moorage_guest.net.records import NetworkRecord, SandboxRecord, Subnet
 from moorage_guest.net.sandboxes import Sandboxes, reap, remove_links
@@ -153,16 +154,24 @@ def _take_back(fabric: Fabric, sandbox: SandboxRecord, warnings: list[str]) -> N
 
 
 def _sweep(fabric: Fabric) -> None:
-    """Remove namespaces and links of sandboxes that nobody knows: a daemon was killed while it made them."""
+    """Remove namespaces and links that nobody knows: a daemon was killed while it made them.
+
+    The default bridge stays: other daemons may share it.
+    """
     for path in fabric.exec_root.netns.iterdir():
         if path.name not in fabric.sandboxes:
             namespaces.remove(path)
     known = {endpoint.host_link for sandbox in fabric.sandboxes.values() for endpoint in sandbox.endpoints}
-    stray = [
-        link.name
-        for link in fabric.route.links()
-        if link.kind == "veth" and link.name.startswith(fabric.link_prefix) and link.name not in known
-    ]
+    known |= {record.interface for record in fabric.networks.values()}
+    stray, orphans = [], []
+    for link in fabric.route.links():
+        if link.name in known:
+            continue
+        if link.kind == "veth" and link.name.startswith(fabric.link_prefix):
+            stray.append(link.name)
+        elif link.alias == fabric.link_tag and link.name != DEFAULT_NAME:
+            orphans.append(link)
+    fabric.route.send(delete_link(link.index, link.name) for link in orphans)
     remove_links(fabric.route, stray)
 
 
@@ -215,7 +224,7 @@ def _default_bridge(fabric: Fabric, old: NetworkRecord | None, records: dict[str
     config = fabric.config
     name = config.bridge_name
     link = fabric.route.link(name)
-    if config.bridge and config.bridge != "docker0" and link is None:
+    if config.bridge and config.bridge != DEFAULT_NAME and link is None:
         raise SystemError_(f"bridge device with non default name {name} must be created manually")
     present = [interface for _, interface in fabric.route.addresses(link.index)] if link is not None else []
     subnets = [_subnet4(fabric, old, present, records)]

@@ -128,7 +128,7 @@ class Sandboxes:
             with contextlib.suppress(OSError, EngineError):
                 reap(fabric.route, self.release(record.container_id), fabric)
             if isinstance(error, OSError):
-                raise SystemError_(f"failed to set up container networking: {error}") from error
+                raise SystemError_(str(error)) from error
             raise
         return self.view(record)
 
