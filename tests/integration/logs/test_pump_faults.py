@@ -196,6 +196,15 @@ async def test_the_end_of_a_pipe_costs_no_time(shim: ShimPipes) -> None:
         await pump.drained("c", grace=0)
 
 
+async def test_a_full_pipe_is_drained_whole_into_however_small_files(shim: ShimPipes) -> None:
+    data = b"".join(b"line %05d\n" % number for number in range(5000))
+    write_all(shim.streams[1]["a_write"], data)
+    rotation = Rotation(max_size=3000, max_files=10_000)
+    async with pumping(shim.target(asyncio.get_running_loop(), rotation)) as pump:
+        await pump.drained("c", grace=0)
+    assert b"".join(text for _, text, _ in json_records(shim.log)) == data
+
+
 async def test_a_process_that_writes_for_ever_after_the_end_holds_up_nobody(shim: ShimPipes) -> None:
     stop = threading.Event()
 

@@ -38,7 +38,7 @@ RETRY = 1.0
 #: Seconds without output after which the output of a container that has ended is taken to be complete.
 GRACE = 1.0
 
-#: Chunks that one container may take in a row while it is drained: more than a pipe holds, and others get their turn.
+#: Chunks that one container may take in a row while it is drained; then others get their turn.
 TURN = 16
 
 #: Seconds between two fsyncs of a log that is written to.
@@ -128,9 +128,11 @@ class Pump:
         loop = asyncio.get_running_loop()
         seen, quiet_since, pause = -1, loop.time(), 0.002
         while True:
-            taken, ended = await self._call(lambda: self._drain(container_id))
+            taken, dry, ended = await self._call(lambda: self._drain(container_id))
             if taken != seen:
                 seen, quiet_since, pause = taken, loop.time(), 0.002
+            if not dry:
+                continue
             if ended or loop.time() - quiet_since >= grace:
                 if await self._call(lambda: self._finish(container_id)):
                     return
@@ -461,15 +463,21 @@ class Pump:
             raise UnknownContainer(f"the log of container {container_id} is not being written")
         return container
 
-    def _drain(self, container_id: str) -> tuple[int, bool]:
-        """Take what is there; return how many bytes have come so far, and whether nothing more can."""
+    def _drain(self, container_id: str) -> tuple[int, bool, bool]:
+        """Take what is there, or a turn's worth of it.
+
+        Returns how many bytes have come so far, whether nothing is there now, and whether nothing more can come.
+        """
         container = self._find(container_id)
+        dry = True
         for stream in container.target.streams:
             for _ in range(TURN):
                 if not self._guarded(container, stream):
                     break
+            else:
+                dry = False
         ended = container.ended.issuperset(container.target.streams)
-        return sum(state.consumed for state in container.states), ended
+        return sum(state.consumed for state in container.states), dry, ended
 
     def _finish(self, container_id: str) -> bool:
         """Write what is left in memory and unfinished lines; False if that is not possible now."""
