@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from docker.errors import BuildError
 
+from tests.support.dockerd import tools_root
 from tests.support.moored import Moored, wait_for
 
 pytestmark = pytest.mark.root
@@ -228,12 +230,34 @@ def test_an_interrupted_build_leaves_no_container(moored: Moored, tmp_path: Path
 
 
 def test_the_cache_is_pruned(moored: Moored, tmp_path: Path) -> None:
-    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN head -c 1000000 /dev/zero > /big\n"})
+    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN head -c 1000000 /dev/zero > /big\nLABEL a=b\n"})
     build(moored, tmp_path, tag="big")
     moored.docker("rmi", "--no-prune", "big")
+    cache = moored.api.get("/system/df").json["BuildCache"]
+    assert any(each["Size"] == 1_000_000 and not each["Shared"] for each in cache)
     moored.docker("builder", "prune", "-f")
+    assert not any(each["Size"] == 1_000_000 for each in moored.api.get("/system/df").json["BuildCache"])
     moored.docker("image", "prune", "-f")
     assert moored.docker("images", "-q", "--filter", "dangling=true") == ""
+
+
+def test_compose_builds(moored: Moored, tmp_path: Path) -> None:
+    service = {"build": {"context": ".", "args": {"WHO": "compose"}, "target": "last"}, "network_mode": "none"}
+    write(tmp_path, {"compose.yaml": json.dumps({"name": "built", "services": {"one": service}})})
+    dockerfile = "FROM busybox AS first\nARG WHO\nRUN echo $WHO > /who\nFROM first AS last\nCMD cat /who\n"
+    write(tmp_path, {"Dockerfile": dockerfile})
+    plugin = Path(tools_root(), "usr/libexec/docker/cli-plugins/docker-compose")
+    for argv in (["build"], ["run", "--rm", "one"]):
+        done = subprocess.run(
+            [plugin, *argv],
+            cwd=tmp_path,
+            env=dict(moored.docker_environment()),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{argv}: {done.stderr}{done.stdout}\n{moored.log()}"
+    assert done.stdout.strip() == "compose"
 
 
 def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_of_it(fresh_moored: Moored, tmp_path: Path) -> None:
@@ -249,7 +273,7 @@ def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_of_it(fresh_moo
     finally:
         process.communicate(timeout=60)
     moored.start()
-    assert moored.docker("ps", "-aq") == ""
+    wait_for("the step's container to go", lambda: moored.docker("ps", "-aq") == "")
     assert list((moored.data_root / "tmp" / "images").iterdir()) == []
     moored.docker("builder", "prune", "-f")
     assert moored.api.get("/system/df").json["LayersSize"] == before
