@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Protocol
 
 from moorage_contract.agent import PipeFill
 from PySide6.QtCore import QObject, QTimer, Signal
 
 from moorage_gui.lane import Lane
-from moorage_gui.signals import emit
 from moorage_gui.views import (
     Applied,
     ApplyOutcome,
@@ -155,7 +153,7 @@ class Bridge(QObject):
     def start(self) -> None:
         """Start the machine."""
         self._control.submit(
-            lambda: self._backend.start(partial(emit, self.progress)),
+            lambda: self._backend.start(self.progress.emit),
             self._settled,
             self._failure("The machine did not start"),
         )
@@ -169,7 +167,7 @@ class Bridge(QObject):
     def restart(self) -> None:
         """Stop and start the machine."""
         self._control.submit(
-            lambda: self._backend.restart(partial(emit, self.progress)),
+            lambda: self._backend.restart(self.progress.emit),
             self._settled,
             self._failure("The machine did not restart"),
         )
@@ -179,13 +177,13 @@ class Bridge(QObject):
         """Read the daemon's configuration; works with the machine off."""
         self._control.submit(
             self._backend.config,
-            partial(emit, self.config_loaded),
+            self.config_loaded.emit,
             self._failure("The daemon's configuration could not be read"),
         )
 
     def apply_config(self, text: str) -> None:
         """Apply a configuration, noting which containers run before and after."""
-        emit(self.apply_started)
+        self.apply_started.emit()
         running = self._machine.state is MachineState.RUNNING
 
         def work() -> ApplyOutcome:
@@ -195,7 +193,7 @@ class Bridge(QObject):
             return ApplyOutcome(applied, text, compare(before, after))
 
         def failed(error: Exception) -> None:
-            emit(self.applied, ApplyOutcome(Applied(False, str(error)), text))
+            self.applied.emit(ApplyOutcome(Applied(False, str(error)), text))
 
         self._control.submit(work, self._applied, failed)
 
@@ -213,7 +211,7 @@ class Bridge(QObject):
         """Read the machine's resources."""
         self._control.submit(
             self._backend.settings,
-            partial(emit, self.settings_loaded),
+            self.settings_loaded.emit,
             self._failure("The machine's settings could not be read"),
         )
 
@@ -221,7 +219,7 @@ class Bridge(QObject):
         """Store the machine's resources; they count from its next start."""
 
         def done(_: None) -> None:
-            emit(self.settings_saved)
+            self.settings_saved.emit()
             self.load_settings()
 
         self._control.submit(
@@ -244,7 +242,7 @@ class Bridge(QObject):
         """Fetch the last lines of a container's log, unless that is still under way."""
 
         def done(text: str) -> None:
-            emit(self.logs_loaded, container_id, text)
+            self.logs_loaded.emit(container_id, text)
 
         if self._logs.idle:
             self._logs.submit(
@@ -274,21 +272,21 @@ class Bridge(QObject):
         return []
 
     def _daemon_restarted(self, proof: list[Kept]) -> None:
-        emit(self.daemon_restarted, proof)
+        self.daemon_restarted.emit(proof)
         self.refresh()
 
     def _applied(self, outcome: ApplyOutcome) -> None:
-        emit(self.applied, outcome)
+        self.applied.emit(outcome)
         self.refresh()
 
     def _settled(self, _: object) -> None:
-        emit(self.progress, "")
+        self.progress.emit("")
         self.refresh()
 
     def _failure(self, title: str) -> Callable[[Exception], None]:
         def report(error: Exception) -> None:
-            emit(self.progress, "")
-            emit(self.failed, title, str(error) or type(error).__name__)
+            self.progress.emit("")
+            self.failed.emit(title, str(error) or type(error).__name__)
             self.refresh()
 
         return report
@@ -299,7 +297,7 @@ class Bridge(QObject):
     def _got_machine(self, machine: MachineView) -> None:
         was = self._machine.state
         self._machine = machine
-        emit(self.machine_changed, machine)
+        self.machine_changed.emit(machine)
         if machine.state is not MachineState.RUNNING and was is MachineState.RUNNING:
             self._show_containers([])
             self._show_pipes([])
@@ -320,11 +318,11 @@ class Bridge(QObject):
 
     def _show_pipes(self, pipes: Sequence[PipeFill]) -> None:
         self._pipes = [*pipes]
-        emit(self.pipes_changed, self._pipes)
+        self.pipes_changed.emit(self._pipes)
 
     def _show_containers(self, containers: Sequence[ContainerView]) -> None:
         self._containers = [*containers]
-        emit(self.containers_changed, self._containers)
+        self.containers_changed.emit(self._containers)
 
     def _lost_containers(self, error: Exception) -> None:
         log.debug("containers could not be listed: %s", error)

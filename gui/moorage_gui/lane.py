@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from PySide6.QtCore import QObject, Qt, QThread, Signal, Slot
 
-from moorage_gui.signals import emit
-
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class _Worker(QObject):
         except Exception as error:  # the edge: whatever a client raises becomes a sentence in the window
             log.info("job failed", exc_info=True)
             result = _Result(job, None, error)
-        emit(self.finished, result)
+        self.finished.emit(result)
 
 
 class Lane(QObject):
@@ -72,7 +70,7 @@ class Lane(QObject):
         """Run `work` in the lane's thread and then `done` or `failed` in this one. Nothing happens once the lane is closed."""
         if self._open:
             self._waiting += 1
-            emit(self._submitted, _Job(work, done, failed))
+            self._submitted.emit(_Job(work, done, failed))
 
     def close(self, seconds: float = 5.0) -> bool:
         """Take no more jobs and wait for the one that runs, `seconds` at most. False when it would not end: it is left behind."""

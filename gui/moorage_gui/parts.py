@@ -6,8 +6,6 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QAction, QKeySequence
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
-from moorage_gui.signals import emit
-
 
 def label(text: str = "", role: str = "", *, wrap: bool = False) -> QLabel:
     """A label in one of the style sheet's roles: title, heading, muted, value."""
@@ -101,7 +99,7 @@ class Banner(QFrame):
         """Take the message away."""
         if not self.isHidden():
             self.hide()
-            emit(self.closed)
+            self.closed.emit()
 
 
 class Page(QWidget):

@@ -10,8 +10,6 @@ from pathlib import Path
 from PySide6.QtCore import QObject, Signal
 from PySide6.QtNetwork import QLocalServer, QLocalSocket
 
-from moorage_gui.signals import emit
-
 WAIT_MS = 3000
 
 
@@ -71,6 +69,6 @@ class Doorbell(QObject):
         """Read whoever has said something; a caller that has gone is forgotten, the server deletes it in the end."""
         for caller in [*self._callers]:
             while caller.canReadLine():
-                emit(self.rung, bytes(caller.readLine().data()).decode("utf-8", "replace").strip())
+                self.rung.emit(bytes(caller.readLine().data()).decode("utf-8", "replace").strip())
             if caller.state() is QLocalSocket.LocalSocketState.UnconnectedState:
                 self._callers.remove(caller)

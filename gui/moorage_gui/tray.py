@@ -8,7 +8,6 @@ from PySide6.QtWidgets import QMenu, QSystemTrayIcon
 
 from moorage_gui import icons
 from moorage_gui.bridge import Bridge
-from moorage_gui.signals import emit
 from moorage_gui.theme import DARK, LIGHT, theme_for
 from moorage_gui.views import MachineState, MachineView
 
@@ -98,7 +97,7 @@ class Tray(QObject):
 
     def _activated(self, reason: QSystemTrayIcon.ActivationReason) -> None:
         if reason in (QSystemTrayIcon.ActivationReason.Trigger, QSystemTrayIcon.ActivationReason.DoubleClick):
-            emit(self.containers_wanted)
+            self.containers_wanted.emit()
 
     def _failed(self, title: str, text: str) -> None:
         if self.icon.isVisible():

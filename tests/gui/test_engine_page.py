@@ -6,7 +6,6 @@ import pytest
 from moorage_contract.agent import ConfigState, RolledBack
 from moorage_contract.daemon_config import set_key
 from moorage_gui.settings.engine import EnginePage, daemon_words
-from moorage_gui.signals import emit
 from moorage_gui.views import Identity, MachineState
 from moorage_gui.window import MainWindow
 from PySide6.QtCore import Qt
@@ -61,7 +60,7 @@ def test_unknown_mistyped_and_wrong_keys_are_all_marked(qtbot: QtBot, page: Engi
 
 def test_choosing_a_problem_goes_to_its_place(qtbot: QtBot, page: EnginePage) -> None:
     write(qtbot, page, '{\n "debug": true,\n "dns": 3\n}')
-    emit(page.plan_view.problems.itemActivated, page.plan_view.problems.item(0))
+    page.plan_view.problems.itemActivated.emit(page.plan_view.problems.item(0))
     assert page.editor.textCursor().blockNumber() == 2
     assert page.editor.textCursor().positionInBlock() == 8
 

@@ -10,7 +10,6 @@ from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersisten
 from PySide6.QtGui import QColor, QPainter, QPalette
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyledItemDelegate, QStyleOptionViewItem, QTableView
 
-from moorage_gui.signals import emit
 from moorage_gui.theme import Theme, theme_for
 
 Row = TypeVar("Row")
@@ -53,7 +52,7 @@ class Rows(QAbstractTableModel, Generic[Row]):
             changed = [number for number, row in enumerate(rows) if row != self._rows[number]]
             self._rows = [*rows]
             for number in changed:
-                emit(self.dataChanged, self.index(number, 0), self.index(number, len(self.columns) - 1))
+                self.dataChanged.emit(self.index(number, 0), self.index(number, len(self.columns) - 1))
             return False
         self.beginResetModel()
         self._rows = [*rows]

@@ -11,8 +11,6 @@ from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QStandardItem, QStandardItemModel
 from PySide6.QtWidgets import QCompleter, QListView
 
-from moorage_gui.signals import emit
-
 _COSTS = {
     Cost.RELOAD: "A change is reloaded, nothing stops.",
     Cost.RESTART: "A change restarts the daemon, containers keep running.",
@@ -81,7 +79,7 @@ class KeyCompleter(QCompleter):
 
     def _picked(self, text: str) -> None:
         """Qt hands over what stands in the completion role, the key."""
-        emit(self.chosen, text)
+        self.chosen.emit(text)
 
     def sample_for(self, key: str) -> str:
         """The value that is put in with a key."""

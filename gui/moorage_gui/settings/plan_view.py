@@ -20,7 +20,6 @@ from PySide6.QtWidgets import (
 )
 
 from moorage_gui.parts import Card, Chip, label
-from moorage_gui.signals import emit
 
 TONES = {Cost.RELOAD: "good", Cost.RESTART: "warning", Cost.CONTAINERS: "bad", Cost.VM: "bad"}
 WORDS = {Cost.RELOAD: "Reload", Cost.RESTART: "Daemon restart", Cost.CONTAINERS: "Containers", Cost.VM: "Machine"}
@@ -168,4 +167,4 @@ class PlanView(QStackedWidget):
         return card
 
     def _choose(self, item: QListWidgetItem) -> None:
-        emit(self.fault_chosen, item.data(Qt.ItemDataRole.UserRole))
+        self.fault_chosen.emit(item.data(Qt.ItemDataRole.UserRole))
