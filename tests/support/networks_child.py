@@ -4,13 +4,14 @@ Arguments: the test's folder, and a seed. A file below ``live/`` stands for a co
 """
 
 import asyncio
+import contextlib
 import random
 import socket
 import sys
 from pathlib import Path
 
 from moorage_guest.api.types import EndpointSettings, HostConfig
-from moorage_guest.errors import Conflict, Forbidden
+from moorage_guest.errors import Conflict, Forbidden, NotFound
 from moorage_guest.events import EventBus
 from moorage_guest.net.config import NetConfig
 from moorage_guest.net.networks import Networks
@@ -51,15 +52,11 @@ async def run(root: Path, seed: int) -> None:
             await networks.release(container)
             continue
         network = f"net{number % 3}"
-        try:
-            if choose.random() < 0.2:
+        if choose.random() < 0.2:
+            with contextlib.suppress(NotFound, Forbidden):
                 await networks.remove(network)
+        with contextlib.suppress(Conflict):
             await networks.create(NetworkCreate(name=network))
-        except (Conflict, Forbidden):
-            pass
-        except Exception as error:
-            if "not found" not in str(error):
-                raise
         host = HostConfig.model_validate(
             {"NetworkMode": network, "PortBindings": {"80/tcp": [{"HostPort": str(8000 + number)}]}}
         )
