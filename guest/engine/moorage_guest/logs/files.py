@@ -168,6 +168,14 @@ class LogFile:
         finally:
             os.close(descriptor)
 
+    def finish(self) -> None:
+        """Make what was appended durable, unless the file has been removed, and close. Raises OSError."""
+        try:
+            if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink:
+                self.sync()
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Close the file; a packing that runs is waited for."""
         if self._packer is not None:

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from moorage_guest.logs import pipes
 from moorage_guest.logs.feed import Feed
-from moorage_guest.logs.files import history
+from moorage_guest.logs.files import LogFile, history
 from moorage_guest.logs.journal import Journal, Step, StreamState
 from moorage_guest.logs.notify import Notifier
 from moorage_guest.logs.records import Cut, cut, finish
@@ -83,6 +83,8 @@ class Pump:
         self._feeds: dict[int, _Container] = {}
         self._commands: deque[Callable[[], None]] = deque()
         self._retries: dict[str, float] = {}
+        #: Logs that are written no more and are yet to be made durable and closed.
+        self._leaving: deque[LogFile] = deque()
         self._stopping = False
         self._sync_stop = threading.Event()
         self._scratch: tuple[int, int] = (-1, -1)
@@ -119,7 +121,7 @@ class Pump:
         await self._call(lambda: self._add(target))
 
     async def drained(self, container_id: str, *, grace: float = GRACE) -> None:
-        """Write all that comes out of the pipes, an unfinished line at the end included; return when it is durable.
+        """Return when all that comes out of the pipes is written, an unfinished line at the end included.
 
         For a container that has ended: its pipes' writers go away, at the latest when its shim has passed everything on.
         If some process keeps a pipe open all the same, ``grace`` seconds without output are the end. Waits as long as
@@ -202,6 +204,7 @@ class Pump:
             self._sync_thread.join()
         for container_id in list(self._containers):
             self._remove(container_id)
+        self._close_leaving()
         self._epoll.close()
         for descriptor in (self._wake, self._null, *self._scratch):
             os.close(descriptor)
@@ -493,8 +496,6 @@ class Pump:
                 except OSError as error:
                     self._stall(container, error)
                     return False
-        if container.target.sink is not None:
-            container.target.sink.file.sync()
         return True
 
     def _remove(self, container_id: str) -> None:
@@ -509,12 +510,10 @@ class Pump:
         feed = container.target.feed
         if feed is not None and self._feeds.pop(feed.fileno(), None) is not None:
             self._epoll.unregister(feed.fileno())
+        container.target.close_pipes()
         if container.target.sink is not None:
-            try:
-                container.target.sink.file.sync()
-            except OSError as error:
-                log.error("container %s: its log may not be durable: %s", container_id, error)
-        container.target.close()
+            # Waiting for the disk, and for an old file to be packed, is left to the thread that does nothing else.
+            self._leaving.append(container.target.sink.file)
         container.journal.close()
         container.target.notifier.close()
 
@@ -545,8 +544,17 @@ class Pump:
 
     # -- fsync ----------------------------------------------------------------------------------------------------
 
+    def _close_leaving(self) -> None:
+        while self._leaving:
+            file = self._leaving.popleft()
+            try:
+                file.finish()
+            except OSError as error:
+                log.error("the log %s may not be durable: %s", file.path, error)
+
     def _sync(self) -> None:
         while not self._sync_stop.wait(self._sync_interval):
+            self._close_leaving()
             for container in list(self._containers.values()):
                 sink = container.target.sink
                 if sink is None:

@@ -52,9 +52,13 @@ class LogTarget:
 
     def close(self) -> None:
         """Close everything the target owns."""
-        for stream in self.streams.values():
-            stream.close()
+        self.close_pipes()
         if self.sink is not None:
             self.sink.file.close()
+
+    def close_pipes(self) -> None:
+        """Close everything but the log file."""
+        for stream in self.streams.values():
+            stream.close()
         if self.feed is not None:
             self.feed.close()
