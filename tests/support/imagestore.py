@@ -16,8 +16,9 @@ from moorage_guest.api import images as image_routes
 from moorage_guest.api.server import ApiRequest, ApiServer, Route, json_response
 from moorage_guest.events import EventBus
 from moorage_guest.images import loading
+from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
-from moorage_guest.images.store import Image, Images
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BufferedSource
 from moorage_guest.paths import DataRoot
 from moorage_guest.store import Store

@@ -13,9 +13,10 @@ from moorage_guest.images.build.builder import Builder, Context, new_context
 from moorage_guest.images.build.options import read_options
 from moorage_guest.images.build.runner import StepRunner
 from moorage_guest.images.compression import compression
+from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.registry import decode_header
-from moorage_guest.images.store import Image, Images
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue, with_body
 from moorage_guest.images.tarformat import looks_like_tar
 

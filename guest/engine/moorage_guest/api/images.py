@@ -25,9 +25,10 @@ from moorage_guest.errors import EngineError, InvalidParameter
 from moorage_guest.images import importing, listing, loading, names, platforms, pulling, pushing, remote, saving
 from moorage_guest.images.build.changes import apply_changes
 from moorage_guest.images.distribution import describe, search
+from moorage_guest.images.image import Image
 from moorage_guest.images.registry import Credentials
 from moorage_guest.images.registry import login as registry_login
-from moorage_guest.images.store import Image, Images
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BufferedSource, ProgressQueue, failure, with_body
 
 log = logging.getLogger(__name__)

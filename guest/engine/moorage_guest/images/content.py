@@ -137,11 +137,6 @@ class Holds:
         with self._lock:
             return self._count.get(thing, 0)
 
-    def owners(self) -> list[str]:
-        """Everybody who holds something."""
-        with self._lock:
-            return list(self._by_owner)
-
 
 class ContentStore:
     """Blobs below ``<root>/blobs/sha256``; ``tmp`` is on the same file system and emptied at every start."""

@@ -5,9 +5,10 @@ from typing import Any
 
 from moorage_guest.images import names
 from moorage_guest.images.compression import Bounded, compression
+from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.loading import media_type
 from moorage_guest.images.platforms import Platform
-from moorage_guest.images.store import Image, Images, LayerBlob
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BufferedSource
 from moorage_guest.images.tarformat import TarError
 

@@ -5,15 +5,12 @@ Thin: every function is one call and raises OSError with the path. Linux only; m
 
 import ctypes
 import os
-import platform
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 MS_RDONLY = 1
-MS_NODEV = 4
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -100,14 +97,5 @@ def is_mount_point(path: Path) -> bool:
     """Whether something is mounted at ``path``; false when it does not exist."""
     try:
         return os.lstat(path).st_dev != os.lstat(path.parent).st_dev
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def machine() -> str:
-    """Machine name of the kernel."""
-    return platform.machine()
-
-
-#: Held while a mount table is read and changed in several steps.
-mount_lock = threading.Lock()

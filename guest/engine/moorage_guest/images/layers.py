@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from moorage_guest.errors import InvalidParameter, NotFound, SystemError_
 from moorage_guest.images import content as media
 from moorage_guest.images import kernel, names
+from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layerstore import NO_LAYER, remove_tree
 from moorage_guest.images.pack import is_opaque, is_whiteout, pack_layer, pack_tree
-from moorage_guest.images.store import Image, Images, LayerBlob
+from moorage_guest.images.store import Images
 from moorage_guest.paths import DataRoot
 from moorage_guest.store import Store
 

@@ -160,11 +160,6 @@ class LayerStore:
                     return layer
         return None
 
-    def with_blob(self, digest: str) -> Layer | None:
-        """Return any unpacked layer that came from this blob."""
-        with self._lock:
-            return next((layer for layer in self._layers.values() if layer.digest == digest), None)
-
     def all(self) -> list[Layer]:
         """Every layer."""
         with self._lock:

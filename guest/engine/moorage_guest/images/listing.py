@@ -9,7 +9,8 @@ from typing import Any
 
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import names
-from moorage_guest.images.store import Image, Images, created_seconds, parse_time
+from moorage_guest.images.image import Image, created_seconds, parse_time
+from moorage_guest.images.store import Images
 
 LIST_FILTERS = ("before", "dangling", "label", "reference", "since", "until")
 PRUNE_FILTERS = ("dangling", "label", "label!", "until")

@@ -15,9 +15,10 @@ from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import content as media
 from moorage_guest.images import names
 from moorage_guest.images.compression import check_diff_id, compression
+from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layerstore import chain_ids
 from moorage_guest.images.platforms import Platform, choose
-from moorage_guest.images.store import Image, Images, LayerBlob
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BufferedSource, Progress, bar, uncompressed
 from moorage_guest.images.tarformat import FOLDER, HARD_LINK, REGULAR, SYMLINK, TarError, read_entries
 

@@ -14,11 +14,12 @@ from moorage_guest.images import content as media
 from moorage_guest.images import names
 from moorage_guest.images.compression import Bounded, check_diff_id, compression, write_all
 from moorage_guest.images.content import Ingest
+from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layerstore import chain_ids
 from moorage_guest.images.loading import diff_ids_of
 from moorage_guest.images.platforms import Platform, choose, this_platform
 from moorage_guest.images.registry import Credentials, Manifest, Registry, RegistryError
-from moorage_guest.images.store import Image, Images, LayerBlob
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import Progress, bar
 from moorage_guest.images.tarformat import TarError
 

@@ -20,9 +20,10 @@ from moorage_guest.errors import NotFound, Unauthorized
 from moorage_guest.images import content as media
 from moorage_guest.images import names
 from moorage_guest.images.content import Ingest
+from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.pulling import first_error
 from moorage_guest.images.registry import Credentials, Registry, RegistryError
-from moorage_guest.images.store import Image, Images, LayerBlob
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import Progress, bar
 
 log = logging.getLogger(__name__)

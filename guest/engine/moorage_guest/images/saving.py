@@ -8,8 +8,9 @@ from pathlib import Path
 from moorage_guest.errors import InvalidParameter, NotFound
 from moorage_guest.images import content as media
 from moorage_guest.images import names
+from moorage_guest.images.image import Image
 from moorage_guest.images.platforms import Platform
-from moorage_guest.images.store import Image, Images
+from moorage_guest.images.store import Images
 from moorage_guest.images.tarformat import END, FOLDER, REGULAR, Entry, header, padding
 
 _EPOCH = 0

@@ -19,9 +19,10 @@ from moorage_guest.images.build.options import BuildOptions
 from moorage_guest.images.build.runner import StepRunner
 from moorage_guest.images.build.steps import PREDEFINED, StageState, Workshop, inherited, triggers
 from moorage_guest.images.build.words import Expansion
+from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.layerstore import remove_tree
-from moorage_guest.images.store import Image, Images
+from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BufferedSource, Progress, uncompressed
 from moorage_guest.images.tarformat import read_entries
 

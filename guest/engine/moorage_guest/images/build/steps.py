@@ -25,8 +25,9 @@ from moorage_guest.images.build.dockerfile import Instruction, parse_line
 from moorage_guest.images.build.options import BuildOptions
 from moorage_guest.images.build.runner import RunStep, StepRunner
 from moorage_guest.images.build.words import Expansion, split_quoted
+from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layers import Layers
-from moorage_guest.images.store import Image, Images, LayerBlob
+from moorage_guest.images.store import Images
 from moorage_guest.oci.users import resolve_user
 
 log = logging.getLogger(__name__)
