@@ -33,12 +33,13 @@ from moorage_host.link.forwarder import unix_listener
 from moorage_host.machine import console
 from moorage_host.machine.machine import Progress
 from moorage_host.paths import Paths, docker_config, user_paths
+from moorage_host.session import AGENT_PATIENCE
 from moorage_host.settings import faults
 
 logger = logging.getLogger(__name__)
 
 IDLE = 60.0  # seconds without machine and client after which a backend ends
-UPGRADE_FOLDER = "/var/lib/moorage/engine"
+INCOMING = "/var/lib/moorage/engine.incoming"  # in the guest; gone once the engine has been unpacked
 
 Params = dict[str, Any]
 Method = Callable[[Params, Progress], Awaitable[BaseModel | Params | None]]
@@ -109,7 +110,7 @@ class Backend:
     async def _config_apply(self, params: Params, progress: Progress) -> BaseModel:
         content = _text(params, "content")
         try:
-            guest = self._controller.guest()
+            guest = await self._controller.guest()
         except HostError:
             return self._controller.config.save(content)
         progress("applying daemon.json")
@@ -123,18 +124,24 @@ class Backend:
         if what == "backend":
             return {"text": console.tail(self._controller.paths.backend_log, lines)}
         request = protocol.Logs.model_validate(params | {"what": what, "lines": lines})
-        return (await self._controller.guest().agent(request, protocol.LogText)).model_dump()
+        return (
+            await (await self._controller.guest()).agent(request, protocol.LogText, patience=AGENT_PATIENCE)
+        ).model_dump()
 
     async def _upgrade(self, params: Params, progress: Progress) -> BaseModel:
         path = Path(_text(params, "path"))
-        guest = self._controller.guest()
+        guest = await self._controller.guest()
         digest = await asyncio.to_thread(_sha256, path)
-        target = f"{UPGRADE_FOLDER}/incoming-{digest[:16]}"
         progress("copying the engine into the machine")
-        await guest.run(f"mkdir -p {UPGRADE_FOLDER}")
-        await guest.upload(str(path), target)
-        progress("switching to the new engine; containers keep running")
-        return await guest.agent(protocol.EngineUpgrade(path=target, sha256=digest), protocol.Done, timeout=180)
+        await guest.upload(str(path), INCOMING)
+        try:
+            progress("switching to the new engine; containers keep running")
+            request = protocol.EngineUpgrade(path=INCOMING, sha256=digest)
+            await guest.agent(request, protocol.Done, timeout=300, patience=AGENT_PATIENCE)
+            progress("waiting for the agent, which changes its own code too")
+            return await guest.agent(protocol.EngineVersionsGet(), protocol.EngineVersions, patience=AGENT_PATIENCE)
+        finally:
+            await guest.run(f"rm -f {INCOMING}")
 
     async def _stop_backend(self, _params: Params, _progress: Progress) -> None:
         self._stop.set()
@@ -142,7 +149,7 @@ class Backend:
     def _relay(self, request: type[protocol.Message], result: type[protocol.Message]) -> Method:
         async def relay(params: Params, _progress: Progress) -> BaseModel:
             asked: Any = request.model_validate(params)
-            return await self._controller.guest().agent(asked, result, timeout=120)
+            return await (await self._controller.guest()).agent(asked, result, timeout=120, patience=AGENT_PATIENCE)
 
         return relay
 

@@ -196,6 +196,11 @@ class Client:
                 yield MachineStatus.model_validate(line.event)
         raise HostError("the backend ended", code=ErrorCode.UNAVAILABLE)
 
+    def watch_settled(self) -> Iterator[MachineStatus]:
+        """As `watch`, from the moment on at which a new backend has found the machine that an earlier one left."""
+        self.status()
+        yield from self.watch()
+
     def start(self, progress: Progress = quiet, **changes: Any) -> MachineStatus:
         """Start the machine, with changed settings if given, and wait until the engine answers."""
         return MachineStatus.model_validate(self.call("start", changes, progress))

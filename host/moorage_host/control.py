@@ -43,6 +43,8 @@ EAGER = 0.05  # until the guest answers
 PATIENT = 0.15  # until the engine does: each question costs the guest a little
 LOOK = 1.0  # seconds between questions to libvirt
 PING_PERIOD = 5.0
+RECONNECT = 30.0  # seconds that a question to the guest waits for the connection
+ADOPTION = 10.0  # seconds that the first status waits for libvirt
 MEETING_PERIOD = 0.3
 IMPATIENCE = 20.0  # seconds after which SSH is tried though the console has not said that sshd starts
 
@@ -274,9 +276,12 @@ class Controller:
                 self._doing = self._step = ""
                 self._tell()
 
-    def guest(self) -> Session:
-        """The running guest; HostError when it cannot be reached."""
-        if self._session is None or not self._session.connected:
+    async def guest(self) -> Session:
+        """The running guest, waited for while a machine starts or the connection comes back; HostError when there is none."""
+        await self._adopted.wait()
+        if self._state in (State.STARTING, State.BOOTED) and not self._connected():
+            await self._until(lambda: self._connected() or self._state not in RUNNING, RECONNECT, lambda _step: None)
+        if self._session is None or not self._connected():
             raise HostError(
                 f"the machine is {self._state.value}: there is no way into the guest",
                 hint="moorage start",
@@ -284,8 +289,13 @@ class Controller:
             )
         return self._session
 
+    def _connected(self) -> bool:
+        return self._session is not None and self._session.connected
+
     async def refresh(self) -> MachineStatus:
-        """The status with the agent asked anew, when it can be."""
+        """The status with the agent asked anew, when it can be; what an earlier backend left has been found by then."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._adopted.wait(), ADOPTION)
         if self._session is not None and self._session.connected:
             with contextlib.suppress(HostError):
                 self._engine = await self._session.agent(protocol.StatusParams(), protocol.Status, timeout=5)

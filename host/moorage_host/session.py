@@ -20,13 +20,15 @@ from pydantic import ValidationError
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.link import agent
 from moorage_host.link.keys import Keys
-from moorage_host.link.ssh import Link
+from moorage_host.link.ssh import Link, NobodyListens
 
 logger = logging.getLogger(__name__)
 
 ENGINE_SOCKET = "/run/moorage/docker.sock"
 PING = b"GET /_ping HTTP/1.1\r\nHost: moorage\r\nConnection: close\r\n\r\n"
 HANDSHAKE = 20.0  # seconds; a tcg guest on a busy host needs two
+AGENT_RETRY = 0.5
+AGENT_PATIENCE = 60.0
 LINK_WAIT = 15.0  # seconds that a client of docker.sock waits for the connection to come back
 
 M = TypeVar("M", bound=protocol.Message)
@@ -99,11 +101,22 @@ class Session:
             logger.debug("ping: %s", error)
             return False
 
-    async def agent(self, request: protocol.Request, result: type[M], *, timeout: float = 30) -> M:
-        """Ask the agent; the answer checked against `result`. Raises HostError."""
+    async def agent(self, request: protocol.Request, result: type[M], *, timeout: float = 30, patience: float = 0) -> M:
+        """Ask the agent; the answer checked against `result`. Raises HostError.
+
+        For `patience` seconds an agent that does not listen is waited for: it is away for some while it starts, and
+        while it changes to the code of another engine.
+        """
         params = request.model_dump(mode="json", exclude={"method"}, exclude_none=True)
-        answer = await self._run(lambda: agent.call(self.link(), request.method, params, timeout=timeout))
-        return parsed(result, answer, request.method)
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                answer = await self._run(lambda: agent.call(self.link(), request.method, params, timeout=timeout))
+                return parsed(result, answer, request.method)
+            except NobodyListens:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(AGENT_RETRY)
 
     def watch_agent(self, told: Callable[[protocol.Status], None], ended: Callable[[], None]) -> None:
         """Call `told` with each status the agent sends, and `ended` when no more come, from another thread. Returns at once."""
@@ -125,7 +138,7 @@ class Session:
     async def config_apply(self, content: str, mode: str) -> protocol.ConfigApplied:
         """Let the agent put `content` in force; waits until it has, or has put the old one back."""
         request = protocol.ConfigApply(content=content, mode="restart" if mode == "restart" else "reload")
-        return await self.agent(request, protocol.ConfigApplied, timeout=120)
+        return await self.agent(request, protocol.ConfigApplied, timeout=120, patience=AGENT_PATIENCE)
 
     async def set_clock(self) -> None:
         """Give the guest the host's time."""

@@ -7,6 +7,7 @@ import shutil
 
 import typer
 
+from moorage_host.client import Client
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.paths import user_paths
 
@@ -25,6 +26,15 @@ def docker(context: typer.Context) -> None:
         )
     socket = user_paths().docker_socket
     if not socket.exists():
-        raise HostError("the engine is not running", hint="moorage start", code=ErrorCode.UNAVAILABLE)
+        _wait_for_engine()
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     os.execve(program, [program, "--host", f"unix://{socket}", *context.args], environment)
+
+
+def _wait_for_engine() -> None:
+    """Until a machine that is on its way, or that a dead backend left running, has its engine back."""
+    for status in Client().watch_settled():
+        if status.state == "ready":
+            return
+        if status.state not in ("starting", "booted"):
+            raise HostError("the engine is not running", hint="moorage start", code=ErrorCode.UNAVAILABLE)

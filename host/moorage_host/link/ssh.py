@@ -19,6 +19,10 @@ KEEPALIVE = 10
 WINDOW = 4 << 20
 
 
+class NobodyListens(HostError):
+    """The guest was reached and nothing was sent: whoever should listen there does not, or not yet."""
+
+
 class TunnelTransport(paramiko.Transport):
     """A transport that can also open channels to unix sockets of the guest (OpenSSH's PROTOCOL, section 2.4)."""
 
@@ -96,7 +100,11 @@ class Link:
         try:
             return self._transport.open_streamlocal(path, timeout)
         except (paramiko.SSHException, EOFError, OSError) as error:
-            raise HostError(f"nobody answers at {path} in the guest: {error}", code=ErrorCode.UNAVAILABLE) from error
+            raise NobodyListens(
+                f"nobody answers at {path} in the guest: {error}",
+                hint="see `moorage console`",
+                code=ErrorCode.UNAVAILABLE,
+            ) from error
 
     def tcp(self, host: str, port: int, origin: tuple[str, int], *, timeout: float = 10) -> paramiko.Channel:
         """A stream to a TCP port as seen from the guest; raises HostError when it is refused or the link is down."""
