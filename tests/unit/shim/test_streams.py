@@ -28,10 +28,10 @@ class Daemon:
 
     def send(self, number: int, data: bytes, resume: dict[str, object]) -> None:
         body = {"method": "stream_data", "key": 7, "number": number, "resume": resume}
-        assert self.streams.message(self._connection, Message(body, data))
+        assert self.streams.message(self._connection, Message(body, data, []))
 
     def end(self) -> None:
-        assert self.streams.message(self._connection, Message({"method": "stream_close", "key": 7}))
+        assert self.streams.message(self._connection, Message({"method": "stream_close", "key": 7}, b"", []))
 
     def close(self) -> None:
         self._connection.close()

@@ -18,7 +18,7 @@ _JSON = st.recursive(
 
 @given(body=st.dictionaries(st.text(max_size=10), _JSON, max_size=5), blob=st.binary(max_size=300))
 def test_any_message_comes_back_as_it_was(body: dict[str, object], blob: bytes) -> None:
-    assert wire.unpack(wire.pack(body, blob)) == wire.Message(body, blob)
+    assert wire.unpack(wire.pack(body, blob)) == wire.Message(body, blob, [])
 
 
 @given(data=st.binary(max_size=100))
@@ -70,4 +70,4 @@ def test_paths_longer_than_the_kernels_limit_can_be_listened_on(tmp_path: Path) 
         accepted, _ = listener.accept()
         with accepted:
             wire.send(sock, wire.pack({}))
-            assert wire.receive(accepted) == wire.Message({})
+            assert wire.receive(accepted) == wire.Message({}, b"", [])

@@ -7,8 +7,8 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from moorage_guest.agent.daemon import Daemon
 from moorage_guest.agent.probe import Probe
@@ -25,8 +25,7 @@ PROBE_DEADLINE = 90.0
 _SUSPECT_AFTER = 2
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """Result of `apply`."""
 
     ok: bool

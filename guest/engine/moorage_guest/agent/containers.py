@@ -3,7 +3,6 @@
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,23 @@ STOP_TIMEOUT = 10.0
 _STREAMS = {1: "stdout", 2: "stderr"}
 
 
-@dataclass
 class _Pipe:
     """Last two looks at one pipe."""
 
-    bytes: int
-    at: float
-    rate: float = 0.0
+    def __init__(self, count: int, at: float, rate: float = 0.0) -> None:
+        self.bytes = count
+        self.at = at
+        self.rate = rate
 
 
-@dataclass
 class _Ask:
     """One question to many shims."""
 
-    left: int
-    done: Callable[[dict[str, dict[str, Any]]], None]
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    timer: Timer | None = None
+    def __init__(self, left: int, done: Callable[[dict[str, dict[str, Any]]], None]) -> None:
+        self.left = left
+        self.done = done
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.timer: Timer | None = None
 
     def answer(self, container_id: str, result: dict[str, Any] | None) -> None:
         if result is not None:

@@ -199,8 +199,9 @@ class Daemon:
         """End daemon and zygote; lasting streams end with them, containers go on."""
 
         def ended() -> None:
-            if self._zygote is not None:
-                self._zygote.send({"event": "end"})
+            if self._zygote_pid:  # also one that still imports, and has not connected
+                _kill(self._zygote_pid)
+                self._zygote_pid = 0
             (self._exec_root / "docker.sock").unlink(missing_ok=True)
             (self._exec_root / "supervised.json").unlink(missing_ok=True)
             done()

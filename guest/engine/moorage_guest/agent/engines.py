@@ -4,18 +4,15 @@ A built engine is a tar (compressed or not) or zip whose top level has `moorage_
 engine of the image is in force. Switching and probing is done by `upgrade`.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
 import re
-import shutil
-import tarfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from moorage_guest.agent.jsonfile import write_json
+from moorage_guest.shim import kernel
 
 _VERSION = re.compile(r"""^ENGINE_VERSION\s*(?::\s*\w+\s*)?=\s*["'](\d+\.\d+\.\d+)["']""", re.MULTILINE)
 _TOP = ("moorage_guest", "moorage_contract")
@@ -108,6 +105,8 @@ class Engines:
 
     def stage(self, file: Path, sha256: str) -> str:
         """Check and unpack a built engine; return its version. Blocks. Raises EngineError, and leaves nothing then."""
+        import hashlib  # only in the child that stages: the agent and all its shims do without
+
         if not file.is_file():
             raise EngineError(f"{file}: no such file in the virtual machine")
         digest = hashlib.sha256()
@@ -118,7 +117,7 @@ class Engines:
             raise EngineError(f"{file}: its sha256 is {digest.hexdigest()}, not {sha256}: transfer it again")
         self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         staging = self._folder / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
+        kernel.remove_tree(str(staging))
         staging.mkdir()
         try:
             _unpack(file, staging)
@@ -128,17 +127,17 @@ class Engines:
             target = self._folder / version
             if target.exists() and self.current == version:
                 raise EngineError(f"engine {version} is in force already")
-            shutil.rmtree(target, ignore_errors=True)
+            kernel.remove_tree(str(target))
             os.sync()
             staging.rename(target)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            kernel.remove_tree(str(staging))
         return version
 
     def discard(self, name: str) -> None:
         """Remove a staged engine that is not in force."""
         if name not in (self.current, BUILT_IN) and name in self.names():
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+            kernel.remove_tree(str(self._folder / name))
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -179,6 +178,9 @@ def built_in_version() -> str:
 
 
 def _unpack(file: Path, target: Path) -> None:
+    import tarfile  # see `Engines.stage`
+    import zipfile
+
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:

@@ -5,10 +5,9 @@ in each shim, each would have a copy.
 """
 
 import os
-import shutil
 from pathlib import Path
 
-from moorage_guest.shim import wire
+from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.container import Spec
 from moorage_guest.shim.loop import READ, Loop
 from moorage_guest.shim.runtime import Runtime, RuntimeFailed
@@ -26,12 +25,20 @@ _REQUESTS = ("status", "pipes", "fill", "forget_exec", "close_stdin", "unknown")
 def rehearse(loop: Loop, exec_root: Path) -> None:
     """Play daemon and shim. Leaves nothing behind; takes some 20 ms."""
     folder = exec_root / "rehearsal"
-    shutil.rmtree(folder, ignore_errors=True)
+    kernel.remove_tree(str(folder))
     try:
         folder.mkdir(mode=0o700)
         for turn in range(_ROUNDS):
             listener = wire.listen(folder / "shim.sock")
-            spec = Spec(f"rehearsal-{turn}", tty=False, open_stdin=True, stdin_once=False, runtime="crun")
+            spec = Spec(
+                f"rehearsal-{turn}",
+                tty=False,
+                open_stdin=True,
+                stdin_once=False,
+                runtime="crun",
+                runtime_args=[],
+                labels={},
+            )
             server = Server(loop, listener, spec, exec_root / "crun", folder)
             with wire.connect(folder / "shim.sock") as sock:
                 for number, method in enumerate(_REQUESTS):
@@ -45,7 +52,7 @@ def rehearse(loop: Loop, exec_root: Path) -> None:
     except OSError as error:
         loop.report(f"no rehearsal: {error.strerror}; shims will take more memory")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        kernel.remove_tree(str(folder))
 
 
 def _start_programs(loop: Loop, folder: Path) -> None:

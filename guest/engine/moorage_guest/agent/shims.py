@@ -7,12 +7,10 @@ kept, with the exit recorded, until the daemon has taken note (`bury`).
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +97,7 @@ class Shims:
         try:
             pid = self._fork(spec, folder)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            kernel.remove_tree(str(folder))
             raise Refused("failed", f"cannot start a shim in {folder}: {error.strerror}") from None
         self._running[spec.container_id] = pid
         self._loop.on_child(pid, lambda code: self._ended(spec.container_id, pid, code))
@@ -114,7 +112,7 @@ class Shims:
             serve(socket.socket(fileno=fd), spec, root, folder, log)
 
         # Written before the fork with what is known, so that a full disk is noticed while nothing has happened.
-        record: dict[str, Any] = {"shim_pid": 0, "shim_start_time": 0, "spec": asdict(spec)}
+        record: dict[str, Any] = {"shim_pid": 0, "shim_start_time": 0, "spec": spec._asdict()}
         write_json(folder / "shim.json", record)
         with wire.listen(folder / "shim.sock") as listener:
             pid = fork_helper(run, log.path, listener.fileno())
@@ -134,7 +132,7 @@ class Shims:
 
         def remove() -> None:
             record = self.record(container_id).get("exit") or {"code": KILLED, "at_ns": time.time_ns(), "oom": False}
-            shutil.rmtree(folder, ignore_errors=True)
+            kernel.remove_tree(str(folder))
             self.on_change()
             done(record)
 

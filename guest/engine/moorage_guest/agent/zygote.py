@@ -97,6 +97,8 @@ class Zygote:
                 sock = wire.connect(self._exec_root / "supervise.sock")
                 sock.setblocking(True)
             except OSError:
+                if not self._exec_root.is_dir():
+                    raise SystemExit(0) from None  # there will be no agent any more
                 time.sleep(0.05)
                 continue
             self._sock = sock

@@ -7,9 +7,8 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moorage_guest.shim import kernel
 from moorage_guest.shim.attachments import Attachments
@@ -22,8 +21,7 @@ from moorage_guest.shim.streams import Console, Reader
 from moorage_guest.shim.wire import PROTOCOL
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """What the agent was asked to fork a shim for."""
 
     container_id: str
@@ -31,14 +29,13 @@ class Spec:
     open_stdin: bool
     stdin_once: bool
     runtime: str
-    runtime_args: list[str] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
+    runtime_args: list[str]
+    labels: dict[str, str]
     spill_bytes: int = 0
     spill_folder: str = ""
 
 
-@dataclass(frozen=True)
-class Exit:
+class Exit(NamedTuple):
     """How the first process ended."""
 
     code: int

@@ -3,9 +3,8 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moorage_guest.shim import kernel
 from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
@@ -17,8 +16,7 @@ from moorage_guest.shim.streams import Console, Reader
 _OUTPUT_GRACE = 2.0
 
 
-@dataclass(frozen=True)
-class ExecOptions:
+class ExecOptions(NamedTuple):
     """What the daemon asked for."""
 
     exec_id: str

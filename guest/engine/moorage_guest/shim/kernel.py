@@ -139,6 +139,20 @@ def remove(path: str) -> None:
         pass
 
 
+def remove_tree(path: str) -> None:
+    """Remove a folder of ours with all that is in it, following no link; what cannot be removed stays."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in list(entries):
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    remove(entry.path)
+        os.rmdir(path)  # noqa: PTH106 -- see read_small
+    except OSError:
+        pass  # it is gone, or in use
+
+
 def start_time(pid: int) -> int:
     """Return a process's start time in clock ticks since boot: with the pid it names a process. 0 when there is none."""
     fields = read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moorage_guest.shim import wire
+from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.attachments import client_from
 from moorage_guest.shim.clients import STDERR, STDOUT, Client
 from moorage_guest.shim.connection import Connection, Refused, Request
@@ -200,7 +199,7 @@ class Server:
             return
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        kernel.remove_tree(str(self._folder))
         request.answer({})
         # Clients that read slowly keep the process, and nothing else of the container.
         self._container.attachments.when_empty(self._loop.stop)

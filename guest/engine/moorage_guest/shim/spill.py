@@ -55,6 +55,7 @@ class Spill:
         for _ in range(16):
             if not (self._put() | self._take()):
                 break
+        self._put()  # nothing read may be left without a place when there is one: only pipe A would wake us
         if self._drained and not self._held and not self.waiting:
             self.close()
             self._on_end()

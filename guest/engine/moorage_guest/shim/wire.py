@@ -10,9 +10,8 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Version of what shim and moored say to each other. A daemon that does not know a shim's lists its container as unmanaged.
 PROTOCOL = 1
@@ -28,21 +27,26 @@ MAX_FDS = 16
 
 _SUN_PATH = 107
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
 _CONTROL_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 
 
-@dataclass(frozen=True)
-class Message:
-    """One datagram. Whoever takes `fds` closes them."""
+class Message(NamedTuple):
+    """One datagram. Whoever takes `fds` closes them.
+
+    A named tuple, as all records of agent and shim: importing `dataclasses` would cost every shim a quarter of a megabyte.
+    """
 
     body: dict[str, Any]
-    blob: bytes = b""
-    fds: list[int] = field(default_factory=list)
+    blob: bytes
+    fds: list[int]
 
 
 def pack(body: dict[str, Any], blob: bytes = b"") -> bytes:
     """Return the bytes of a datagram; ValueError when it is longer than one may be."""
-    text = json.dumps(body, separators=(",", ":")).encode()
+    text = _encode(body).encode()
     data = text + b"\0" + blob if blob else text
     if len(data) > MAX_DATAGRAM:
         raise ValueError(f"message of {len(data)} bytes; at most {MAX_DATAGRAM} fit")
@@ -53,7 +57,7 @@ def unpack(data: bytes, fds: list[int] | None = None) -> Message:
     """Read a datagram; ValueError when it is none of ours (its descriptors are closed then)."""
     text, _, blob = data.partition(b"\0")
     try:
-        body = json.loads(text)
+        body = _decode(text.decode())
         if not isinstance(body, dict):
             raise ValueError("not a JSON object")
     except ValueError:
