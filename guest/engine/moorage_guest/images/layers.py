@@ -165,6 +165,7 @@ class Layers:
             folder.rename(doomed / "rw")
             remove_tree(doomed)
         self._layer_store.holds.release(f"rw:{container_id}")
+        self._layer_store.empty_trash()
 
     def _init_layer(self, chain: Sequence[str]) -> str:
         """Return the folder, relative to the layers, with mount points that the image lacks; made once for a chain."""

@@ -89,6 +89,7 @@ class LayerStore:
         self._layers: dict[str, Layer] = {}
         self._lock = threading.RLock()
         self._busy: dict[str, threading.Lock] = {}
+        self._trash: list[Path] = []
         self.holds = Holds(self._remove)
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         root.chmod(0o700)
@@ -130,6 +131,7 @@ class LayerStore:
                 if entry.name not in known:
                     log.info("removing %s, which belongs to no layer", entry)
                     remove_tree(entry)
+        self.empty_trash()
 
     def make_durable(self) -> None:
         """Wait until new layers and blobs are on disk and note it; called some time after work was done."""
@@ -261,4 +263,13 @@ class LayerStore:
                 self._store.delete(KIND, chain_id)
                 doomed = Path(tempfile.mkdtemp(dir=self.tmp, prefix="gone-"))
                 (self.root / layer.folder).rename(doomed / "layer")
-                remove_tree(doomed)
+                self._trash.append(doomed)
+
+    def empty_trash(self) -> None:
+        """Remove the files of layers that were let go; outside of every lock, for it takes its time. Blocks."""
+        while self._trash:
+            try:
+                doomed = self._trash.pop()
+            except IndexError:  # another thread took the last
+                return
+            remove_tree(doomed)

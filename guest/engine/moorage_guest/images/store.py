@@ -20,7 +20,9 @@ class Images(ImageTable):
 
     async def remove(self, reference: str, *, force: bool = False, prune: bool = True) -> list[dict[str, str]]:
         """Untag or delete, as `docker rmi`; returns what was done. Raises NotFound, Conflict."""
-        return await asyncio.to_thread(self._remove, reference, force, prune)
+        done = await asyncio.to_thread(self._remove, reference, force, prune)
+        await asyncio.to_thread(self.layer_store.empty_trash)
+        return done
 
     def _remove(self, reference: str, force: bool, prune: bool) -> list[dict[str, str]]:
         with self._lock:
@@ -125,7 +127,9 @@ class Images(ImageTable):
 
         ``until`` is seconds since the epoch. Returns what was deleted and the bytes freed.
         """
-        return await asyncio.to_thread(self._prune, dangling, until, keep)
+        done = await asyncio.to_thread(self._prune, dangling, until, keep)
+        await asyncio.to_thread(self.layer_store.empty_trash)
+        return done
 
     def _prune(
         self, dangling: bool, until: float | None, keep: Callable[[Image], bool] | None

@@ -42,7 +42,7 @@ def no_containers() -> Mapping[str, list[str]]:
 
 
 class ImageTable:
-    """Images by id and name. Look-ups only read memory; what blocks for the disk says so. Thread-safe."""
+    """Images by id and name. Look-ups only read memory and never wait; what blocks for the disk says so. Thread-safe."""
 
     def __init__(self, data_root: DataRoot, store: Store, events: EventBus) -> None:
         self.data_root = data_root
@@ -172,33 +172,32 @@ class ImageTable:
 
     def find(self, reference: str) -> Image | None:
         """As `resolve`, None when there is none. Raises InvalidParameter when that is no reference."""
-        with self._lock:
-            if image := self._images.get(reference):
-                return image
-            if len(reference) == 64 and (image := self._images.get(f"sha256:{reference}")):
-                return image
-            if not reference:
-                raise InvalidParameter("invalid reference format")
-            parsed: names.Reference | None = None
-            if not reference.startswith("sha256:"):
-                try:
-                    parsed = names.parse(reference)
-                except InvalidParameter:
-                    if not names.is_image_id(reference):
-                        raise
-            if parsed is not None:
-                wanted = parsed.with_default_tag()
-                name = f"{wanted.name}@{wanted.digest}" if wanted.digest else str(wanted)
-                if image_id := self._names.get(name):
-                    return self._images[image_id]
-                if wanted.digest and (image := self._images.get(wanted.digest)):
-                    return image if any(tag.startswith(f"{wanted.name}:") for tag in image.tags) else None
-            if names.is_image_id(reference):
-                start = f"sha256:{reference.removeprefix('sha256:')}"
-                found = [image for image_id, image in self._images.items() if image_id.startswith(start)]
-                if len(found) == 1:
-                    return found[0]
-            return None
+        if image := self._images.get(reference):
+            return image
+        if len(reference) == 64 and (image := self._images.get(f"sha256:{reference}")):
+            return image
+        if not reference:
+            raise InvalidParameter("invalid reference format")
+        parsed: names.Reference | None = None
+        if not reference.startswith("sha256:"):
+            try:
+                parsed = names.parse(reference)
+            except InvalidParameter:
+                if not names.is_image_id(reference):
+                    raise
+        if parsed is not None:
+            wanted = parsed.with_default_tag()
+            name = f"{wanted.name}@{wanted.digest}" if wanted.digest else str(wanted)
+            if image_id := self._names.get(name):
+                return self._images.get(image_id)
+            if wanted.digest and (image := self._images.get(wanted.digest)):
+                return image if any(tag.startswith(f"{wanted.name}:") for tag in image.tags) else None
+        if names.is_image_id(reference):
+            start = f"sha256:{reference.removeprefix('sha256:')}"
+            found = [image for image_id, image in list(self._images.items()) if image_id.startswith(start)]
+            if len(found) == 1:
+                return found[0]
+        return None
 
     def _shown(self, reference: str) -> str:
         try:
@@ -208,21 +207,18 @@ class ImageTable:
 
     def get(self, image_id: str) -> Image:
         """Return an image by its full id. Raises NotFound."""
-        with self._lock:
-            try:
-                return self._images[image_id]
-            except KeyError:
-                raise NotFound(f"No such image: {image_id}") from None
+        try:
+            return self._images[image_id]
+        except KeyError:
+            raise NotFound(f"No such image: {image_id}") from None
 
     def all(self) -> list[Image]:
         """Every image, intermediate ones of builds too."""
-        with self._lock:
-            return list(self._images.values())
+        return list(self._images.values())
 
     def children(self, image_id: str) -> list[Image]:
         """Images that were built on top of this one."""
-        with self._lock:
-            return [image for image in self._images.values() if image.parent == image_id]
+        return [image for image in self.all() if image.parent == image_id]
 
     # -- making images ------------------------------------------------------------------------------------------------
 
@@ -233,8 +229,25 @@ class ImageTable:
         try:
             yield owner
         finally:
-            self.layer_store.holds.release(owner)
-            self.content.holds.release(owner)
+            self.release_work(owner)
+
+    def release_work(self, owner: str) -> None:
+        """Free what only this owner held. Blocks for the disk."""
+        self.layer_store.holds.release(owner)
+        self.content.holds.release(owner)
+        self.layer_store.empty_trash()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Change records and memory together: when the database cannot be written, memory is as before too."""
+        with self._lock:
+            before = dict(self._images), dict(self._names)
+            try:
+                with self._store.transaction():
+                    yield
+            except BaseException:
+                self._images, self._names = before
+                raise
 
     def add_layer(self, parent: str, layer: LayerBlob, *, owner: str) -> str:
         """Unpack a stored, uncompressed or compressed blob whose digest has been verified; returns the chain id. Blocks."""
@@ -283,7 +296,7 @@ class ImageTable:
                 hidden=tuple(dict.fromkeys((*image.hidden, *sorted(extra)))),
                 parent=image.parent or parent,
             )
-            with self._store.transaction():
+            with self._all_or_nothing():
                 self._put(image)
                 for tag in tags:
                     image = self._tag(image, tag)
@@ -406,7 +419,7 @@ class ImageTable:
         wanted = name.with_default_tag()
         with self._lock:
             image = self.get(image.id)
-            with self._store.transaction():
+            with self._all_or_nothing():
                 self._tag(image, str(wanted))
         self._changed()
         self.publish("tag", image, wanted.familiar)

@@ -132,12 +132,8 @@ class Builder:
             image = await self._stages(shop, first, plan[: wanted + 1])
             await self._tag(image, shop)
         finally:
-            await asyncio.shield(asyncio.to_thread(self._release, owner))
+            await asyncio.shield(asyncio.to_thread(self._images.release_work, owner))
         return image
-
-    def _release(self, owner: str) -> None:
-        self._images.layer_store.holds.release(owner)
-        self._images.content.holds.release(owner)
 
     def _target(self, plan: list[Stage]) -> int:
         target = self._options.target
