@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 _PROTOCOL = 1
 _DATAGRAM = 1 << 18
 _PATIENCE = 15.0
+
+#: Seconds between attempts to have a netd.
+_PAUSES = (0.05, 0.2, 0.5)
 
 
 class NetdRefused(OSError):
@@ -38,22 +42,26 @@ class NetdClient:
         """Make sure there is a connection; a netd that has died is started again and filled by `on_new`."""
         if self._socket is not None:
             return
+        for pause in _PAUSES:
+            try:
+                self._socket = self._open()
+                break
+            except Exception as error:
+                # The one that has just died may not be buried yet, and stand in the way of the next.
+                log.warning("netd cannot be reached (%s): trying again", error)
+                time.sleep(pause)
+        else:
+            try:
+                self._socket = self._open()
+            except Exception as error:
+                raise NetdRefused(
+                    0, f"the process that holds ports and answers names cannot be started: {error}"
+                ) from error
         try:
-            path = self.path = self._start()
-        except Exception as error:
-            raise NetdRefused(
-                0, f"the process that holds ports and answers names cannot be started: {error}"
-            ) from error
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            connection.settimeout(_PATIENCE)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _DATAGRAM)
-            connection.connect(str(path))
-        except OSError:
-            connection.close()
-            raise
-        self._socket = connection
-        hello = self._ask("hello", (), {})
+            hello = self._ask("hello", (), {})
+        except (OSError, EOFError) as error:
+            self.close()
+            raise NetdRefused(0, f"the process that holds ports and answers names does not answer: {error}") from error
         if hello.get("protocol") != _PROTOCOL:
             self.close()
             raise NetdRefused(0, f"netd speaks protocol {hello.get('protocol')}, this daemon speaks {_PROTOCOL}")
@@ -61,6 +69,18 @@ class NetdClient:
         self.pid = int(hello["pid"])
         if fresh and self.on_new is not None:
             self.on_new()
+
+    def _open(self) -> socket.socket:
+        path = self.path = self._start()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.settimeout(_PATIENCE)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _DATAGRAM)
+            connection.connect(str(path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def request(self, op: str, descriptors: Sequence[int] = (), **params: Any) -> dict[str, Any]:
         """Ask once; when netd turns out to be gone, start it anew and ask again."""
@@ -90,6 +110,7 @@ class NetdClient:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+            self.pid = 0
 
     def _ask(self, op: str, descriptors: Sequence[int], params: dict[str, Any]) -> dict[str, Any]:
         connection = self._socket

@@ -170,10 +170,15 @@ class Networks:
                 fabric.netd.connect()
 
         async def recover() -> None:
-            try:
-                await self._run(reconnect)
-            except Exception:
-                log.exception("netd could not be started again; the next change of a network tries once more")
+            pause = 0.5
+            while True:
+                try:
+                    await self._run(reconnect)
+                    return
+                except Exception as error:
+                    log.error("netd could not be started again (%s): next attempt in %.1f s", error, pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 30.0)
 
         log.warning("netd has ended")
         self._background(recover())
