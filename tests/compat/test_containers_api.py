@@ -8,8 +8,8 @@ import socket
 import struct
 import tarfile
 import threading
-from collections.abc import Generator, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from docker.errors import APIError
@@ -92,8 +92,7 @@ def test_create_refuses_what_dockerd_refuses(api: Api) -> None:
         ({"Image": "busybox", "WorkingDir": "rel"}, 400, "it needs to be an absolute path"),
         ({"Image": "busybox", "HostConfig": {"LogConfig": {"Type": "nope"}}}, 400, "no log driver named 'nope'"),
         ({"Image": "busybox", "HostConfig": {"Binds": ["/x:/y:nope"]}}, 400, 'invalid mode: "nope"'),
-        ({"Image": "busybox", "HostConfig": {"VolumesFrom": ["nope"]}}, 404, "No such container: nope"),
-        ({"Image": "busybox", "HostConfig": {"NetworkMode": "container:nope"}}, 404, "No such container: nope"),
+        ({"Image": "busybox", "HostConfig": {"VolumesFrom": ["nope"]}}, 400, "No such container: nope"),
         ({"Image": "busybox", "StopSignal": "NOPE"}, 400, "invalid signal: NOPE"),
         ({"Image": "busybox", "HostConfig": []}, 400, "invalid JSON"),
         ({}, 400, "config cannot be empty"),
@@ -102,6 +101,22 @@ def test_create_refuses_what_dockerd_refuses(api: Api) -> None:
         reply = api.post("/containers/create", body)
         assert (reply.status, text in reply.message) == (status, True), (body, reply.body)
     assert api.get("/containers/json", all=1).json == []
+
+
+def test_namespace_of_an_unknown_container_is_refused_at_start(api: Api) -> None:
+    with made(api, {"HostConfig": {"NetworkMode": "container:nope"}}) as container:
+        reply = api.post(f"/containers/{container}/start")
+        assert (reply.status, reply.message) == (404, "No such container: nope")
+
+
+def test_memory_beyond_the_limit_is_told(api: Api) -> None:
+    body = {
+        "Cmd": ["sh", "-c", "x=$(head -c 60000000 /dev/zero | tr '\\0' a)"],
+        "HostConfig": {"NetworkMode": "none", "Memory": 10 << 20},
+    }
+    with made(api, body, start=True) as container:
+        assert api.post(f"/containers/{container}/wait").json["StatusCode"] != 0
+        assert api.get(f"/containers/{container}/json").json["State"]["OOMKilled"] is True
 
 
 def test_unknown_container_is_404_everywhere(api: Api) -> None:
@@ -319,7 +334,7 @@ def test_stats_are_numbers_and_none_for_a_stopped_one(api: Api) -> None:
         assert one["pids_stats"]["current"] >= 1
         assert one["cpu_stats"]["system_cpu_usage"] > 0
         assert one["memory_stats"]["usage"] > 0
-        stream = cast(Generator[Any, None, None], api.lines("GET", f"/containers/{container}/stats"))
+        stream = api.lines("GET", f"/containers/{container}/stats")
         first, second = next(stream), next(stream)
         stream.close()
         assert second["preread"] == first["read"]
@@ -327,6 +342,21 @@ def test_stats_are_numbers_and_none_for_a_stopped_one(api: Api) -> None:
         api.post(f"/containers/{container}/kill")
         ended = json.loads(api.call("GET", f"/containers/{container}/stats", query={"stream": 0}).body)
         assert ended["memory_stats"] == {}
+
+
+def test_client_that_never_reads_holds_up_nobody(moored: Moored, api: Api) -> None:
+    script = "dd if=/dev/zero bs=1M count=5 2>/dev/null | tr '\\0' a; exit 4"
+    with made(api, {"Cmd": ["sh", "-c", script]}) as container:
+        logs = f"GET /v1.51/containers/{container}/logs?stdout=1&follow=1 HTTP/1.1\nHost: x"
+        with (
+            Connection(moored, _attach_head(container, "stream=1&stdout=1")) as attached,
+            Connection(moored, logs) as follower,
+        ):
+            attached.head()
+            follower.head()
+            api.post(f"/containers/{container}/start")
+            assert api.post(f"/containers/{container}/wait").json == {"StatusCode": 4}
+            assert sum(len(data) for _, data in frames(attached.all())) == 5 << 20  # it still gets everything
 
 
 def test_resize_needs_numbers_and_a_running_container(api: Api) -> None:

@@ -41,6 +41,7 @@ def routes(engine: Containers) -> list[Route]:
                 async for chunk in engine.layers.stream(chunks):
                     await response.write(chunk)
                 await response.write_eof()
+            engine.publish(container, "archive-path")
             return response
 
     async def put(request: ApiRequest) -> web.StreamResponse:
@@ -59,6 +60,7 @@ def routes(engine: Containers) -> list[Route]:
                 raise InvalidParameter(f"invalid archive: {error}") from error
             except OSError as error:
                 raise SystemError_(f"cannot write {error.filename or place.path}: {error.strerror}") from error
+        engine.publish(container, "extract-to-dir")
         return empty_response(200)
 
     return [

@@ -21,7 +21,7 @@ from moorage_guest.engine.mounts import volume_options, wanted_mounts
 from moorage_guest.engine.names import check_name
 from moorage_guest.engine.record import Container, MountRecord
 from moorage_guest.engine.settings import EngineSettings
-from moorage_guest.errors import InvalidParameter
+from moorage_guest.errors import InvalidParameter, NotFound
 from moorage_guest.logs import drivers
 from moorage_guest.oci import spec as oci_spec
 from moorage_guest.oci.limits import drop_unsupported
@@ -140,7 +140,7 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     host = apply_defaults(host, settings)
     drivers.check_options(host.log_config.type, host.log_config.config)
     warnings = [*drop_unsupported(host, cgroup_facts()), *_warnings(host, request.platform, image)]
-    mounts = wanted_mounts(config, host, lambda reference: engine.find(reference).mounts)
+    mounts = wanted_mounts(config, host, lambda reference: _mounts_of(engine, reference))
     for mode in (host.network_mode, host.pid_mode, host.ipc_mode):
         if mode.startswith("container:"):
             _pin_reference(engine, host, mode)
@@ -173,9 +173,22 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     return Created(container, warnings)
 
 
+def _mounts_of(engine: "Containers", reference: str) -> list[MountRecord]:
+    try:
+        return engine.find(reference).mounts
+    except NotFound as error:
+        raise InvalidParameter(str(error)) from None  # a 404 would make clients pull the image
+
+
 def _pin_reference(engine: "Containers", host: HostConfig, mode: str) -> None:
-    """Replace a name in container:NAME by the id, so that a rename does not break the tie."""
-    other = engine.find(mode.removeprefix("container:"))
+    """Replace a name in container:NAME by the id, so that a rename does not break the tie.
+
+    A container that is not there yet may be made until the start.
+    """
+    try:
+        other = engine.find(mode.removeprefix("container:"))
+    except NotFound:
+        return
     pinned = f"container:{other.id}"
     for field_name in ("network_mode", "pid_mode", "ipc_mode"):
         if getattr(host, field_name) == mode:

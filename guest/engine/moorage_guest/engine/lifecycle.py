@@ -138,8 +138,8 @@ async def kill(engine: Containers, container: Container, signal: str = "") -> No
     stops = number == 9 or not container.config.stop_signal or number == parse_signal(container.config.stop_signal)
     if stops:
         container.stop_requested = True
-    container.manually_stopped = True
-    await engine.save(container)
+        container.manually_stopped = True
+        await engine.save(container)
     if number == 9:
         await kill_and_wait(engine, container)
         return

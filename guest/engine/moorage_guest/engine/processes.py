@@ -25,6 +25,7 @@ _DEADLINE = 20.0
 async def top(engine: Containers, container: Container, arguments: str) -> dict[str, Any]:
     """Return titles and rows. Raises Conflict when the container does not run, InvalidParameter for bad arguments."""
     check_running(container)
+    engine.publish(container, "top")
     pids = await asyncio.to_thread(cgroups.processes, container.cgroup_path)
     if arguments.strip() in ("", "-ef"):
         return {"Titles": _TITLES, "Processes": await asyncio.to_thread(_full_list, pids)}
