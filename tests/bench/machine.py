@@ -69,7 +69,7 @@ def first_process_seconds(image: Path) -> float:
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-machine", "q35", "-m", "2048", "-smp", "2"]
     command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
     command += ["-kernel", str(image / files["kernel"]["name"]), "-initrd", str(image / files["initrd"]["name"])]
-    command += ["-append", f"{manifest['cmdline']} rdinit=/bin/echo -- {MARK}"]
+    command += ["-append", f'{manifest["cmdline"]} rdinit=/bin/sh -- -c "echo {MARK}; sleep 99"']
     begin = time.perf_counter()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         try:
