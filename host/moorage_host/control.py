@@ -200,7 +200,8 @@ class Controller:
             if self._state is State.BOOTED
             else "the guest does not answer"
         )
-        detail = f": {self._message}" if self._message else ""
+        said = self._engine.daemon.last_error if self._engine is not None else None
+        detail = f": {said or self._message}" if said or self._message else ""
         return HostError(
             f"{where} within {READY_DEADLINE:.0f} s{detail}",
             hint="see `moorage console` and `moorage logs`",

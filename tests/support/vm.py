@@ -36,6 +36,10 @@ def image_folder() -> Path:
     return IMAGE
 
 
+alive: list[Vm] = []
+"""The machines that tests have now; whose logs are kept when one fails."""
+
+
 @dataclass
 class Vm:
     """One machine: its folders, its client, and ways to look inside."""
@@ -109,12 +113,14 @@ def vm_of_its_own(**settings: object) -> Iterator[Vm]:
         paths = user_paths()
         client = Client(paths)
         vm = Vm(paths, client)
+        alive.append(vm)
         client.change_settings(
             **({"image": str(image_folder()), "memory_mib": 1536, "cpus": 2, "disk_gib": 8} | settings)
         )
         try:
             yield vm
         finally:
+            alive.remove(vm)
             with contextlib.suppress(Exception):
                 client.kill()
             client.delete()

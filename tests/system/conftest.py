@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.images import BUSYBOX_IMAGE, busybox_archive
-from tests.support.vm import Vm, vm_of_its_own
+from tests.support.vm import Vm, alive, vm_of_its_own
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +58,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Keep the logs of the machine that a failed test used, before its fixtures go."""
     report = yield
     if call.when in ("setup", "call") and call.excinfo is not None:
-        for value in getattr(item, "funcargs", {}).values():
-            if isinstance(value, Vm):
-                value.keep_logs(re.sub(r"[^\w.-]+", "_", item.name))
-                break
+        for vm in alive:
+            vm.keep_logs(re.sub(r"[^\w.-]+", "_", item.name))
     return report
