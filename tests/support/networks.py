@@ -6,7 +6,6 @@ import ctypes
 import ipaddress
 import os
 import random
-import signal
 import socket
 import struct
 import subprocess
@@ -327,24 +326,20 @@ class World:
         return await self.networks.create(NetworkCreate.model_validate({"Name": name, **body}))
 
     async def close(self) -> None:
-        """End it all."""
-        if self.current is not None:
-            await self.current.close()
-        for process in self.started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            process.wait(DEADLINE)
-        for descriptor in self.opened:
-            os.close(descriptor)
-        for folder in (self.exec_root.netns, self.root):
-            if folder.is_dir():
-                for path in folder.iterdir():
-                    if path.is_file():
-                        with contextlib.suppress(OSError):
-                            namespaces.remove(
-                                path
-                            ) if folder == self.exec_root.netns or path.name == "neighbour" else None
-        self.store.close()
+        """End it all, also when a part of it fails to end."""
+        try:
+            if self.current is not None:
+                await self.current.close()
+        finally:
+            for process in self.started:
+                process.kill()
+                process.wait(DEADLINE)
+            for descriptor in self.opened:
+                os.close(descriptor)
+            pinned = self.exec_root.netns.iterdir() if self.exec_root.netns.is_dir() else ()
+            for path in (*pinned, self.root / "neighbour"):
+                namespaces.remove(path)
+            self.store.close()
 
 
 @contextlib.asynccontextmanager
