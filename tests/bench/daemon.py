@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tests.support.images import busybox_archive
-
 from tests.bench.registry import Result, alternate, bench
 from tests.support.dockerd import Dockerd
+from tests.support.images import busybox_archive
 from tests.support.moored import Moored, Sandbox
 
 RUNS = 11

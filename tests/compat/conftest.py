@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.support.images import busybox_archive
 
+from tests.support.images import busybox_archive
 from tests.support.moored import Moored, running_moored
 
 
