@@ -73,15 +73,20 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def running(paths: Paths) -> bool:
-    """Whether a backend accepts connections."""
+def listens(path: Path) -> bool:
+    """Whether somebody accepts connections at a unix socket; a file that a killed process left does not count."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
-            probe.connect(str(paths.backend_socket))
+            probe.connect(str(path))
         except OSError:
             return False
     return True
+
+
+def running(paths: Paths) -> bool:
+    """Whether a backend accepts connections."""
+    return listens(paths.backend_socket)
 
 
 def ensure_backend(paths: Paths) -> None:

@@ -7,7 +7,7 @@ import shutil
 
 import typer
 
-from moorage_host.client import Client
+from moorage_host.client import Client, listens
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.paths import user_paths
 
@@ -25,7 +25,7 @@ def docker(context: typer.Context) -> None:
             code=ErrorCode.NOT_FOUND,
         )
     socket = user_paths().docker_socket
-    if not socket.exists():
+    if not listens(socket):
         _wait_for_engine()
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     os.execve(program, [program, "--host", f"unix://{socket}", *context.args], environment)

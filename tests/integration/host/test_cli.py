@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,15 @@ def test_docker_without_a_machine_says_to_start_one(paths: Paths) -> None:
     assert (result.returncode, "moorage start" in result.stderr) == (6, True)
 
 
+def test_socket_that_a_killed_backend_left_is_no_engine(paths: Paths) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(paths.docker_socket))
+    try:
+        assert moorage("docker", "ps").returncode == 6
+    finally:
+        paths.docker_socket.unlink()
+
+
 def test_docker_without_a_docker_says_how_to_get_one(paths: Paths, tmp_path: Path) -> None:
     result = moorage("docker", "ps", environment={"PATH": str(tmp_path)})
     assert (result.returncode, "docker-cli" in result.stderr) == (4, True)
@@ -76,7 +86,9 @@ def test_docker_arguments_reach_the_users_docker_as_they_are(paths: Paths, tmp_p
     fake = tmp_path / "docker"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "context:$DOCKER_CONTEXT"\n')
     fake.chmod(0o755)
-    paths.docker_socket.touch()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(paths.docker_socket))
+    listener.listen()
     try:
         result = moorage(
             "docker",
@@ -88,6 +100,7 @@ def test_docker_arguments_reach_the_users_docker_as_they_are(paths: Paths, tmp_p
             environment={"PATH": f"{tmp_path}:/usr/bin:/bin", "DOCKER_CONTEXT": "other"},
         )
     finally:
+        listener.close()
         paths.docker_socket.unlink()
     assert result.stdout.splitlines() == [
         "--host",
