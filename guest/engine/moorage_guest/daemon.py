@@ -113,7 +113,7 @@ def _set_up_logging(config: DaemonConfig) -> None:
     handler.setFormatter(formatter)
     root.addHandler(handler)
     root.setLevel(level)
-    for noisy in ("asyncio", "pyroute2", "aiohttp"):
+    for noisy in ("asyncio", "aiohttp"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
 
 
