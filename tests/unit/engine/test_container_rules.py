@@ -259,3 +259,9 @@ def test_health_command_forms() -> None:
     assert command(HealthConfig(test=["CMD-SHELL", "a b"]), None) == ["/bin/sh", "-c", "a b"]
     assert command(HealthConfig(test=["CMD-SHELL", "a b"]), ["/bin/bash", "-c"]) == ["/bin/bash", "-c", "a b"]
     assert command(HealthConfig(test=["NONE"]), None) is None
+
+
+def test_field_names_are_taken_in_any_case() -> None:
+    config = ContainerConfig.model_validate({"image": "a", "CMD": ["x"], "Env": ["A=b"], "nonsense": 1})
+    assert (config.image, config.cmd, config.env) == ("a", ["x"], ["A=b"])
+    assert ContainerConfig.model_validate({"Image": "right", "image": "wrong"}).image == "right"

@@ -4,9 +4,10 @@ Unknown fields are ignored, as dockerd ignores them. ``null`` where the API has 
 Source: the Engine API specification v1.51, definitions ContainerConfig, HostConfig, Mount, HealthConfig, NetworkingConfig.
 """
 
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_pascal
 
 T = TypeVar("T")
@@ -30,10 +31,35 @@ Map = Annotated[dict[str, T], BeforeValidator(_none_to_dict)]
 Words = Annotated[list[str] | None, BeforeValidator(_words)]
 
 
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
 class ApiModel(BaseModel):
     """PascalCase in JSON, snake_case here; unknown fields are ignored."""
 
     model_config = ConfigDict(alias_generator=to_pascal, populate_by_name=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        """Take field names in any case, as Go does: docker-py sends ``detachKeys``."""
+        if not isinstance(value, dict):
+            return value
+        known = _names(cls)
+        if all(not isinstance(key, str) or key in known or key in cls.model_fields for key in value):
+            return value
+        folded = {alias.lower(): alias for alias in known}
+        exact = {key for key in value if key in known}
+        return {
+            (
+                key
+                if key in known or key in cls.model_fields or folded.get(str(key).lower()) in exact
+                else folded.get(str(key).lower(), key)
+            ): each
+            for key, each in value.items()
+        }
 
     def to_api(self) -> dict[str, Any]:
         """Return the JSON object with the API's field names."""
