@@ -97,6 +97,7 @@ class Supervisor:
         self._output = output
         self._engines = engines
         self._ending = False
+        self._ended = False
         self._reexec = False
         self._loop = loop = Loop(log)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,11 +153,14 @@ class Supervisor:
 
     def _end(self, done: Callable[[], None]) -> None:
         """End daemon, zygote and sockets; containers go on."""
+        if self._ended:
+            done()
         if self._ending:
             return
         self._ending = True
 
         def closed() -> None:
+            self._ended = True
             for name in ("agent.sock", "supervise.sock"):
                 (self._exec_root / name).unlink(missing_ok=True)
             done()
