@@ -75,7 +75,7 @@ def test_every_instruction_leaves_its_mark(moored: Moored, tmp_path: Path) -> No
         "archive.tar.gz": packed.getvalue(),
     }  # fmt: skip
     out = build(moored, write(tmp_path, files), "--build-arg", "WHO=world", "--build-arg", "NEVER=1")
-    assert "One or more build-args [NEVER] were not consumed" in out or "['NEVER']" in out
+    assert "One or more build-args [NEVER] were not consumed" in out
     config = inspect(moored)["Config"]
     assert config["Labels"] == {"one": "1", "two words": "a b"}
     assert config["WorkingDir"] == "/work/deep"

@@ -177,7 +177,7 @@ class Builder:
             raise InvalidParameter("No image was generated. Is your Dockerfile empty?")
         unused = sorted(set(self._options.build_args) - shop.used_args - PREDEFINED)
         if unused:
-            self._emit(f"[Warning] One or more build-args {unused} were not consumed\n")
+            self._emit(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n")
         return image
 
     def _global_args(self, shop: Workshop, first: list[Instruction]) -> Mapping[str, str]:
