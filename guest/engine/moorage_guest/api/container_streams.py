@@ -21,7 +21,7 @@ from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.shims import ClientGone, LastingStream, ShimError
 from moorage_guest.engine.waits import Outcome
-from moorage_guest.errors import EngineError, InvalidParameter
+from moorage_guest.errors import EngineError, InvalidParameter, Unavailable
 from moorage_guest.logs.reader import LogQuery, Position, frame
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,10 @@ class Streams:
         stream, logs = query_bool(request, "stream"), query_bool(request, "logs")
         running = await attach.reserve(self._engine, container) if stream else None
         kind = MULTIPLEXED if wanted.multiplexed and request.api_version >= (1, 42) else RAW
-        connection = await hijack(request, kind)
+        try:
+            connection = await hijack(request, kind)
+        except ConnectionError as error:
+            raise Unavailable("the client has closed its connection") from error
         client = connection.socket
         try:
             if logs:

@@ -14,7 +14,7 @@ from moorage_guest.api.types import ApiModel, List, Words
 from moorage_guest.engine import attach, execs
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
-from moorage_guest.errors import EngineError, InvalidParameter
+from moorage_guest.errors import EngineError, InvalidParameter, Unavailable
 from moorage_guest.logs.reader import frame
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,11 @@ def routes(engine: Containers) -> list[Route]:
         session.started = True
         multiplexed = not session.config.tty
         kind = MULTIPLEXED if multiplexed and request.api_version >= (1, 42) else RAW
-        connection = await hijack(request, kind)
+        try:
+            connection = await hijack(request, kind)
+        except ConnectionError as error:
+            execs.abandon(session)
+            raise Unavailable("the client has closed its connection") from error
         await _run(container, session, connection, size)
         return connection.response
 

@@ -184,7 +184,8 @@ class ApiServer:
         except pydantic.ValidationError as error:
             response = error_response(400, validation_text(error))
         except (ConnectionResetError, BrokenPipeError):
-            raise
+            log.debug("%s %s: the client is gone", request.method, request.path)
+            response = error_response(503, "the client has closed its connection")  # goes nowhere, quietly
         except asyncio.CancelledError:
             raise
         except Exception as error:

@@ -199,6 +199,11 @@ async def start(
         session.pid = started.pid
 
 
+def abandon(session: Exec) -> None:
+    """Give up a session whose client left before it was started."""
+    _failed(session, 128)
+
+
 def _failed(session: Exec, code: int) -> None:
     session.running = False
     session.exit_code = code
