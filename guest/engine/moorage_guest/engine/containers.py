@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ class Containers:
 
     # -- who there is --------------------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Container]:
         return iter(list(self._containers.values()))
 
     def __len__(self) -> int:
@@ -236,13 +236,8 @@ class Containers:
 
 
 @contextlib.contextmanager
-def _logged(what: str) -> Any:
+def _logged(what: str) -> Iterator[None]:
     try:
         yield
     except Exception:
         log.warning("cannot clean up the %s", what, exc_info=True)
-
-
-def short(ids: Iterable[str]) -> str:
-    """Return ids shortened for a message."""
-    return ", ".join(each[:12] for each in ids)

@@ -102,7 +102,7 @@ class Container:
     args: list[str] = field(default_factory=list)
     mounts: list[MountRecord] = field(default_factory=list)
     endpoints: dict[str, EndpointSettings] = field(default_factory=dict)
-    #: A networks-entry as the client asked for it, by network name, kept to ask for it again at each start.
+    #: What the client asked for, by network name, kept to ask for it again at each start.
     wanted_endpoints: dict[str, EndpointSettings] = field(default_factory=dict)
     ports: dict[str, Any] = field(default_factory=dict)
     sandbox_key: str = ""
@@ -113,9 +113,8 @@ class Container:
     manually_stopped: bool = False
     health: Health | None = None
     platform: str = "linux"
-    #: Networks that live outside: how the container was started (cgroup path below each hierarchy).
+    #: Below each hierarchy's root.
     cgroup_path: str = ""
-    hostname_file: str = ""
     #: Says why the daemon has no grip on a container that lives; empty when it has.
     unmanaged: str = ""
 
@@ -176,7 +175,6 @@ class Container:
             "health": None if self.health is None else _dump_health(self.health),
             "platform": self.platform,
             "cgroup_path": self.cgroup_path,
-            "hostname_file": self.hostname_file,
         }
 
     @classmethod
@@ -211,7 +209,6 @@ class Container:
                 health=None if health is None else _load_health(health),
                 platform=record["platform"],
                 cgroup_path=record["cgroup_path"],
-                hostname_file=record["hostname_file"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"container record {record.get('id')} is damaged: {error!r}") from error

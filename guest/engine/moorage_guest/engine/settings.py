@@ -32,8 +32,6 @@ class EngineSettings:
     #: "", "builtin", "unconfined" or the JSON text of a profile.
     seccomp_profile: str = ""
     ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
-    cpu_rt_runtime: int = 0
-    cpu_rt_period: int = 0
     runtimes: frozenset[str] = frozenset({DEFAULT_RUNTIME, "runc", "io.containerd.runc.v2"})
     default_runtime: str = DEFAULT_RUNTIME
     #: Seconds for all containers to stop when the daemon stops with live restore off; -1 is for ever.
