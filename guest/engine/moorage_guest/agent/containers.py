@@ -14,6 +14,9 @@ from moorage_guest.shim.loop import Loop, Timer
 #: Seconds between two looks at the pipes while somebody is interested.
 INTERVAL = 1.0
 
+#: Seconds between two looks that a rate is worked out from; one that comes sooner repeats the last rate.
+SHORTEST = 0.2
+
 #: Seconds that shims get to answer.
 _PATIENCE = 3.0
 
@@ -24,7 +27,7 @@ _STREAMS = {1: "stdout", 2: "stderr"}
 
 
 class _Pipe:
-    """Last two looks at one pipe."""
+    """The look that the next rate is worked out from, and the last rate in bytes a second."""
 
     def __init__(self, count: int, at: float, rate: float = 0.0) -> None:
         self.bytes = count
@@ -86,11 +89,13 @@ class Containers:
                     key = (container_id, int(pipe["stream"]))
                     count = int(pipe["bytes"])
                     before = self._pipes.get(key)
-                    look = seen[key] = _Pipe(count, now)
-                    if before is not None and now - before.at < 0.2:
-                        look = seen[key] = _Pipe(count, before.at, before.rate) if count == before.bytes else look
-                    elif before is not None:
-                        look.rate = max(0.0, (count - before.bytes) / (now - before.at))
+                    if before is None or count < before.bytes:
+                        look = _Pipe(count, now)
+                    elif now - before.at < SHORTEST:
+                        look = before
+                    else:
+                        look = _Pipe(count, now, (count - before.bytes) / (now - before.at))
+                    seen[key] = look
                     room = int(pipe["capacity"]) - count
                     result.append({
                         "container": container_id, "name": str(answer["labels"].get("name", "")).removeprefix("/"),
