@@ -48,7 +48,7 @@ def test_every_instruction_leaves_its_mark(moored: Moored, tmp_path: Path) -> No
     ARG WHO=nobody
     ARG UNSET
     ENV GREETING="hello $WHO" HOME=/home
-    WORKDIR /work/deep
+    WORKDIR /srv/deep
     RUN echo "$GREETING ${UNSET:-unset}" > said && id -u > uid
     COPY --chown=33:www-data --chmod=640 a.txt b.txt ./
     COPY tree /tree
@@ -78,7 +78,7 @@ def test_every_instruction_leaves_its_mark(moored: Moored, tmp_path: Path) -> No
     assert "One or more build-args [NEVER] were not consumed" in out
     config = inspect(moored)["Config"]
     assert config["Labels"] == {"one": "1", "two words": "a b"}
-    assert config["WorkingDir"] == "/work/deep"
+    assert config["WorkingDir"] == "/srv/deep"
     assert "GREETING=hello world" in config["Env"]
     assert config["User"] == "www-data"
     assert config["Entrypoint"] == ["/bin/echo"]
@@ -86,8 +86,8 @@ def test_every_instruction_leaves_its_mark(moored: Moored, tmp_path: Path) -> No
     assert set(config["ExposedPorts"]) == {"80/tcp", "53/udp"}
     assert run(moored) == "default"
     script = (
-        "cat /work/deep/said /work/deep/uid /tmp/uid /unpacked/inner/file /tree/x/y; echo; ls /glob;"
-        "stat -c '%a %u %g' /work/deep/a.txt /tree/x"
+        "cat /srv/deep/said /srv/deep/uid /tmp/uid /unpacked/inner/file /tree/x/y; echo; ls /glob;"
+        "stat -c '%a %u %g' /srv/deep/a.txt /tree/x"
     )
     shown = moored.docker("run", "--rm", "--network", "none", "--entrypoint", "/bin/sh", "made", "-c", script)
     assert shown.split() == ["hello", "world", "unset", "0", "33", "tar", "y", "one.1", "one.2", "640", "33", "33", "755", "0", "0"]  # fmt: skip
