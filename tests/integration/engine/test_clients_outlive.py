@@ -153,7 +153,8 @@ def test_exec_with_a_terminal_goes_on(moored: Moored) -> None:
 
 def test_attach_and_exec_output_go_on(moored: Moored) -> None:
     _run(moored, "box3", "busybox", "sh", "-c", COUNT)
-    attached = moored.docker_popen("attach", "--no-stdin", "box3")
+    attached = moored.docker_popen("attach", "--no-stdin", "box3", bufsize=0)
+    seen = _settled(moored, attached, "box3")
     session = moored.docker_popen("exec", "box3", "sh", "-c", COUNT.replace("/stop", "/stop2"), bufsize=0)
     first = _settled(moored, session, "box3")
     _kill_twice(moored)
@@ -164,6 +165,7 @@ def test_attach_and_exec_output_go_on(moored: Moored) -> None:
     assert (code, numbers) == (7, list(range(1, len(numbers) + 1)))
     _stop(moored, "box3")
     code, out, _ = _finish(attached)
+    out = seen + out
     numbers = _numbers(out)
     assert code == 7
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
