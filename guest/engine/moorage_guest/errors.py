@@ -1,4 +1,4 @@
-"""Errors that the Engine API answers with; `api.errors` maps them to HTTP statuses.
+"""Errors that the Engine API answers with; each carries the HTTP status that `api.server` answers with.
 
 Raise the one whose name fits; its text is what the user reads, so use dockerd's wording where dockerd has one.
 """
