@@ -1,6 +1,7 @@
 """SIGKILL of a shim, of the agent, and of both: who is touched and what is known afterwards."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -54,6 +55,17 @@ async def test_exit_recorded_before_the_shims_death_is_kept(harness: Harness) ->
     await until("the agent to notice", dead)
     record = await harness.agent.bury(shim.container_id)
     assert (record.exit_code, record.at_ns) == (3, event.at_ns)
+
+
+async def test_a_shim_can_be_buried_as_soon_as_its_socket_closes(harness: Harness) -> None:
+    """The agent hears of the death later than the daemon: it is told of its child when it is its turn."""
+    for _ in range(5):
+        shim, _ = await harness.run("sleep", "1000")
+        os.kill((await shim.status()).shim_pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            await shim.closed.wait()
+        assert (await harness.agent.bury(shim.container_id)).exit_code == 137
+        assert not shim.folder.exists()
 
 
 async def test_a_container_cannot_be_buried_alive(harness: Harness) -> None:

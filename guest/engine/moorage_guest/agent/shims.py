@@ -40,6 +40,8 @@ class Shims:
         self._log = log
         self._running: dict[str, int] = {}
         self._dying: dict[str, list[Callable[[], None]]] = {}
+        #: Burials of shims whose end the daemon has seen before us: their sockets close first.
+        self._burials: dict[str, list[Callable[[], None]]] = {}
         self.on_change: Callable[[], None] = _nothing
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -127,8 +129,6 @@ class Shims:
     def bury(self, container_id: str, done: Callable[[dict[str, Any]], None]) -> None:
         """Remove what a dead shim left, and give its container's exit record. Refused while the shim runs."""
         folder = self.folder(container_id)
-        if container_id in self._running:
-            raise Refused("running", f"the shim of container {container_id} runs")
 
         def remove() -> None:
             record = self.record(container_id).get("exit") or {"code": KILLED, "at_ns": time.time_ns(), "oom": False}
@@ -136,7 +136,11 @@ class Shims:
             self.on_change()
             done(record)
 
-        if container_id in self._dying:
+        if container_id in self._running:
+            if not kernel.is_exiting(self._running[container_id]):
+                raise Refused("running", f"the shim of container {container_id} runs")
+            self._burials.setdefault(container_id, []).append(remove)
+        elif container_id in self._dying:
             self._dying[container_id].append(remove)
         else:
             remove()
@@ -199,11 +203,13 @@ class Shims:
         if (self._folder / container_id).exists():
             self._log(f"the shim of container {container_id} died (status {code}): ending its container")
             self._died(container_id)
+        for done in self._burials.pop(container_id, []):
+            done()
         self.on_change()
 
     def _died(self, container_id: str) -> None:
         """Kill what has no guardian any more, let the runtime clean up, and record the end."""
-        self._dying[container_id] = []
+        self._dying[container_id] = self._burials.pop(container_id, [])
         folder = self._folder / container_id
         self.kill_leftover(container_id, signal.SIGKILL)
         record = self.record(container_id)

@@ -165,6 +165,16 @@ def state(pid: int) -> str:
     return fields[0].decode() if fields else ""
 
 
+#: Flag of a process that the kernel is taking apart (PF_EXITING in the kernel's sched.h).
+_EXITING = 0x4
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether a process is about to end, or has. Its sockets close before its parent hears of its end."""
+    fields = read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return len(fields) < 7 or fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _EXITING)
+
+
 def cgroup_folder(pid: int, controller: str, fallback: str) -> str:
     """Return the cgroup folder of a process: on v2 its only one, on v1 that of `controller`; "" when not known.
 
