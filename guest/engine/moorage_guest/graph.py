@@ -93,7 +93,8 @@ class Graph:
         await self.images.start()
         await restore.start(self.containers, self._resume_streams)
         self.containers.task(self._build_steps.clear(), "removal of what builds left")
-        await self.images.sweep()
+        if self.store.recovered is None:
+            await self.images.sweep()
 
     async def _resume_streams(self) -> None:
         """Go on with the answers that an earlier daemon left at the agent; returns when each has begun to watch."""
@@ -121,6 +122,7 @@ class Graph:
 
     async def shut_down(self) -> None:
         """Stop answering; with live restore off, stop the containers too."""
+        self.images.stopping = True
         await self.server.close()
         await restore.shut_down(self.containers)
 
@@ -143,6 +145,8 @@ class Graph:
         warnings += [f"container {key} is unmanaged: {reason}" for key, reason in self.containers.unmanaged.items()]
         if self.store.set_aside is not None:
             warnings.append(f"the state database was damaged and was set aside as {self.store.set_aside}")
+        if self.store.recovered is not None:
+            warnings.append(f"the state database was made anew from its copy: {self.store.recovered} records")
         return await asyncio.to_thread(
             engine_info,
             self.config.current,

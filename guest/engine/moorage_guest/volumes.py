@@ -85,14 +85,7 @@ class Volumes:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o701)
         for name, value in self._store.all(KIND).items():
             try:
-                self._volumes[name] = Volume(
-                    name,
-                    value["driver"],
-                    self._folder / name / "_data",
-                    value["created"],
-                    dict(value["options"]),
-                    dict(value["labels"]),
-                )
+                self._volumes[name] = self._read(name, value)
             except (KeyError, TypeError, ValueError) as error:
                 log.error("record of volume %s is damaged (%s): its files stay in %s", name, error, self._folder / name)
         for path in self._folder.iterdir():
@@ -101,6 +94,22 @@ class Volumes:
                 log.warning("volume %s had no record: taken back", path.name)
                 self._volumes[path.name] = Volume(path.name, "local", path / "_data", _stamp(path))
                 self._keep(self._volumes[path.name])
+
+    def _read(self, name: str, value: Mapping[str, Any]) -> Volume:
+        """Make a volume of its record, or of the record's copy. Raises KeyError, TypeError or ValueError."""
+        try:
+            return self._volume(name, value)
+        except (KeyError, TypeError, ValueError):
+            spare = self._store.spare(KIND, name)
+            if spare is None:
+                raise
+            volume = self._volume(name, spare)
+            self._keep(volume)
+            return volume
+
+    def _volume(self, name: str, value: Mapping[str, Any]) -> Volume:
+        place = self._folder / name / "_data"
+        return Volume(name, value["driver"], place, value["created"], dict(value["options"]), dict(value["labels"]))
 
     async def restore(self, references: Mapping[str, Iterable[str]], live: Mapping[str, Iterable[str]]) -> None:
         """Learn which containers refer to which volumes, and which of them run; drop mounts that nobody uses."""

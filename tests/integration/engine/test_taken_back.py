@@ -188,6 +188,7 @@ def test_container_without_a_record_is_shown_and_can_be_stopped(moored: Moored) 
     with sqlite3.connect(moored.data_root / "moorage.db") as database:
         database.execute("UPDATE record SET value='{\"version\":1}' WHERE kind='container'")
     database.close()
+    (moored.data_root / "moorage.db.records").unlink()
     moored.start()
     assert not _ended(moored, pid)
     assert container[:12] in moored.docker("ps", "--format", "{{.ID}} {{.Names}}")

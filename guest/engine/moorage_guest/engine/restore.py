@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moorage_guest.engine import ending, execs, health, lifecycle, namespaces, removal, restart, starting, unmanaged
 from moorage_guest.engine.containers import Containers, Running
@@ -108,7 +108,7 @@ def _load(engine: Containers) -> dict[str, str]:
     damaged: dict[str, str] = {}
     for key, record in engine.store.all(KIND).items():
         try:
-            container = Container.from_record(record)
+            container = _read(engine, key, record)
             engine.names.reserve(container.name, container.id)
         except RecordError as error:
             log.error("%s: the container is left alone", error)
@@ -119,6 +119,20 @@ def _load(engine: Containers) -> dict[str, str]:
             container.name = engine.names.make_up(container.id)
         engine.add(container)
     return damaged
+
+
+def _read(engine: Containers, key: str, record: dict[str, Any]) -> Container:
+    """Make a container of its record, or of the record's copy. Raises RecordError."""
+    try:
+        return Container.from_record(record)
+    except RecordError as error:
+        spare = engine.store.spare(KIND, key)
+        if spare is None or spare == record:
+            raise
+        log.error("%s: its copy is used", error)
+        container = Container.from_record(spare)
+        engine.store.put(KIND, key, spare)
+        return container
 
 
 def _volumes(engine: Containers, ids: set[str]) -> dict[str, list[str]]:

@@ -53,7 +53,10 @@ class Layers:
     # -- start and end ------------------------------------------------------------------------------------------------
 
     async def restore(self, live: Iterable[str]) -> None:
-        """Take back the layers of the containers there are; unmount and remove those of any other. Call before `Images.sweep`."""
+        """Take back the layers of the containers there are; unmount and remove those of any other. Call before `Images.sweep`.
+
+        When the state database had to be made anew, nothing is removed: a record may be missing that was lost with it.
+        """
         await self._run(self._restore, set(live))
 
     def _restore(self, live: set[str]) -> None:
@@ -61,13 +64,15 @@ class Layers:
         for container_id, record in records.items():
             if container_id in live:
                 self._layer_store.holds.hold(f"rw:{container_id}", record.get("chain", []))
+        if self._store.recovered is not None:
+            return
         for container_id in set(records) - live:
             log.warning("removing the layer of %s, which has no container", container_id)
             self._remove_rw(container_id)
         folder = self._data_root.mount("x").parent
         if folder.is_dir():
             for entry in folder.iterdir():
-                if entry.name not in live or entry.name not in records:
+                if entry.name not in live:
                     log.warning("removing %s, which belongs to no container", entry)
                     self._remove_rw(entry.name)
 

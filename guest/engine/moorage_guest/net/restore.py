@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from moorage_guest.errors import EngineError, SystemError_
 from moorage_guest.net import links, namespaces, requests
@@ -90,11 +91,24 @@ def _load_networks(fabric: Fabric, warnings: list[str]) -> dict[str, NetworkReco
     records: dict[str, NetworkRecord] = {}
     for key, value in fabric.store.all(KIND).items():
         try:
-            records[key] = NetworkRecord.from_json(value)
+            records[key] = _read_network(fabric, key, value)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             log.error("record of network %s is damaged (%s): ignored", key, error)
             warnings.append(f"network {key[:12]} could not be read back and is left out")
     return records
+
+
+def _read_network(fabric: Fabric, key: str, value: dict[str, Any]) -> NetworkRecord:
+    """Make a network of its record, or of the record's copy."""
+    try:
+        return NetworkRecord.from_json(value)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        spare = fabric.store.spare(KIND, key)
+        if spare is None:
+            raise
+        record = NetworkRecord.from_json(spare)
+        fabric.store.put(KIND, key, spare)
+        return record
 
 
 def _realise_all(fabric: Fabric, records: dict[str, NetworkRecord], warnings: list[str]) -> None:
