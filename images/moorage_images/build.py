@@ -230,8 +230,7 @@ def _build_base(chosen: Recipe, fetched: list[Package], cache: Path, folder: Pat
     staged = Base(folder.with_name(f"{folder.name}.new"))
     progress(f"unpacking {len(fetched)} packages for {chosen.arch}")
     rootfs.unpack(chosen, fetched, staged.root, staged.folder / "boot")
-    wheels = [python.fetch_wheel(wheel, cache / "wheels") for wheel in chosen.wheels]
-    rootfs.complete(chosen, staged.root, staged.modules, wheels)
+    rootfs.complete(chosen, staged.root, staged.modules)
     rootfs.check(chosen, staged.root)
     interpreter, interpreter_recipe = staged.root, chosen
     if chosen.arch != python.build_machine():
@@ -245,8 +244,7 @@ def _build_base(chosen: Recipe, fetched: list[Package], cache: Path, folder: Pat
 
 
 def _contained(chosen: Recipe, fetched: list[Package]) -> dict[str, str]:
-    contained = {p.name: p.version for p in fetched if p.name not in chosen.drop_packages}
-    return contained | {f"python:{wheel.name}": wheel.version for wheel in chosen.wheels}
+    return {p.name: p.version for p in fetched if p.name not in chosen.drop_packages}
 
 
 def _engine_version(source: Path) -> str:

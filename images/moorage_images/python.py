@@ -1,4 +1,4 @@
-"""Python in the image: wheels and source trees put in place, everything compiled to .pyc.
+"""Python in the image: the engine put in place, from wheels or source folders, and everything compiled to .pyc.
 
 Debian compiles on installation and nothing is installed here, so the image's own interpreter is run from its unpacked
 tree. For a foreign architecture the build machine's architecture is unpacked too and its interpreter of the same minor
@@ -8,12 +8,10 @@ import, so that neither times nor sources matter at run time.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from collections.abc import Mapping
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage_images.errors import ImageError
-from moorage_images.recipe import Recipe, Wheel
+from moorage_images.recipe import Recipe
 
 COMPILE_TIMEOUT_S = 1800
 DIST_PACKAGES = "usr/lib/python3/dist-packages"
@@ -35,22 +33,6 @@ def build_machine() -> str:
     if name not in _MACHINES:
         raise ImageError(f"images cannot be built on {name}", hint="build on amd64 or arm64")
     return _MACHINES[name]
-
-
-def fetch_wheel(wheel: Wheel, cache: Path) -> Path:
-    """The wheel's file, fetched by pip unless it is in the cache; its hash is checked each time."""
-    cache.mkdir(parents=True, exist_ok=True)
-    name = f"{wheel.name}-{wheel.version}-py3-none-any.whl"
-    path = cache / name
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wheel.sha256:
-        wanted = cache / f"{wheel.name}.txt"
-        wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary", ":all:", "--require-hashes", "--dest", str(cache), "--requirement", str(wanted)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0 or not path.is_file():
-            raise ImageError(f"pip could not fetch {name}: {done.stderr.strip()}", hint="check the network")
-    return path
 
 
 def install(source: Path, target: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ FORMAT = 1
 ARCHITECTURES = ("amd64", "arm64")
 MOMENTS = ("initrd", "disk", "host", "network", "late", "extra")
 
-_GUEST_KEYS = {"format", "suite", "packages", "files", "wheels", "kernel", "busybox"}
+_GUEST_KEYS = {"format", "suite", "packages", "files", "kernel", "busybox"}
 _ARCH_KEYS = {
     "cmdline",
     "compress_kernel",
@@ -35,15 +35,6 @@ _ARCH_KEYS = {
     "modules",
     "triplet",
 }
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A pure Python distribution that is taken as a wheel of exactly this hash."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,6 @@ class Recipe:
     drop_packages: frozenset[str]
     drop_files: tuple[str, ...]
     keep_files: tuple[str, ...]
-    wheels: tuple[Wheel, ...]
     modules: Modules
     applets: tuple[str, ...]
     cmdline: tuple[str, ...]
@@ -113,7 +103,6 @@ def load(arch: str, folder: Path = RECIPES) -> Recipe:
             drop_packages=frozenset(_strings(guest["packages"], "drop")),
             drop_files=tuple(_strings(guest["files"], "drop")),
             keep_files=tuple(_strings(guest["files"], "keep")),
-            wheels=tuple(Wheel(str(w["name"]), str(w["version"]), str(w["sha256"])) for w in guest.get("wheels", [])),
             modules=Modules(**modules),
             applets=tuple(_strings(guest["busybox"], "applets")),
             cmdline=(*_strings(guest["kernel"], "cmdline"), *_strings(machine, "cmdline"), f"console={console}"),

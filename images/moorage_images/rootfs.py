@@ -76,8 +76,8 @@ def unpack(recipe: Recipe, fetched: Iterable[Package], root: Path, boot: Path) -
             packages.unpack(package, root, lambda path: not recipe.dropped(path))
 
 
-def complete(recipe: Recipe, root: Path, tree: kernel.ModuleTree, wheels: Iterable[Path]) -> None:
-    """Add everything that is not Debian's: folders, links, recipe files, wheels, modules, certificates."""
+def complete(recipe: Recipe, root: Path, tree: kernel.ModuleTree) -> None:
+    """Add everything that is not Debian's: folders, links, recipe files, modules, certificates."""
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, destination in LINKS.items():
@@ -89,8 +89,6 @@ def complete(recipe: Recipe, root: Path, tree: kernel.ModuleTree, wheels: Iterab
         _link(root / "usr/sbin" / applet, "../bin/busybox")
     for command in COMMANDS:
         _link(root / "usr/bin" / command, f"../../opt/moorage/bin/{command}")
-    for wheel in wheels:
-        python.install(wheel, root / python.DIST_PACKAGES)
     for name in ENGINE_PACKAGES:
         _link(root / python.DIST_PACKAGES / name, f"/{ENGINE_SITE}/{name}")
     for path in sorted(recipe.root_files.rglob("*")):

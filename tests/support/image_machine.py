@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 BOOT_DEADLINE_S = 240
+MEMORY_MIB = 1024
+VIRTIOFSD = "/usr/lib/qemu/virtiofsd"  # where Debian 12's qemu-system-common has it
 
 
 def new_key() -> tuple[str, str]:
@@ -69,13 +71,25 @@ class ImageMachine:
 
     def press_power_button(self) -> None:
         """As libvirt's shutdown does."""
+        self.ask_monitor("system_powerdown")
+
+    def ask_monitor(self, command: str) -> str:
+        """What QEMU's monitor says to a command, prompts and echo included."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as monitor:
             monitor.settimeout(60)
             monitor.connect(str(self.monitor))
-            monitor.sendall(b"system_powerdown\n")
+            monitor.sendall(command.encode() + b"\n")
             answer = b""
             while answer.count(b"(qemu)") < 2:
                 answer += monitor.recv(4096)
+        return answer.decode("utf-8", "replace")
+
+    def wait_monitor(self, command: str, text: str, deadline_s: float = 120) -> None:
+        """Ask again and again until the answer contains `text`; the console is read meanwhile."""
+        end = time.monotonic() + deadline_s
+        while text not in (answer := self.ask_monitor(command)):
+            assert time.monotonic() < end, f"{command!r} went on to say {answer!r}"
+            list(self._lines(time.monotonic() + 0.2))
 
     def connect(self) -> paramiko.Transport:
         """An SSH transport whose peer has the pinned host key, not yet authenticated; waits until sshd answers."""
@@ -138,11 +152,48 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def ninep(folder: Path) -> list[str]:
+    """QEMU's options for `folder` offered by 9p as shared-9p."""
+    return [
+        *("-fsdev", f"local,id=shared,path={folder},security_model=none"),
+        *("-device", "virtio-9p-pci,fsdev=shared,mount_tag=shared-9p"),
+    ]
+
+
+@contextmanager
+def virtiofs(folder: Path, scratch: Path) -> Iterator[list[str]]:
+    """QEMU's options for `folder` offered by virtiofs as shared-virtiofs, by a virtiofsd that ends with the block.
+
+    The guest's memory must be shared with virtiofsd, so the options set it too.
+    """
+    path = scratch / "virtiofs.sock"
+    command = [VIRTIOFSD, f"--socket-path={path}", "-o", f"source={folder}", "-o", "sandbox=chroot"]
+    with (scratch / "virtiofsd.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 60
+        while not path.is_socket():
+            assert process.poll() is None and time.monotonic() < end, (scratch / "virtiofsd.log").read_text()
+            time.sleep(0.05)
+        yield [
+            *("-object", f"memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"),
+            *("-machine", "memory-backend=memory"),
+            *("-chardev", f"socket,id=virtiofs,path={path}"),
+            *("-device", "vhost-user-fs-pci,chardev=virtiofs,tag=shared-virtiofs"),
+        ]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 @contextmanager
 def booted(
-    image: Path, disk: Path, folder: Path, *, append: str = "", provisioned: bool = True
+    image: Path, disk: Path, folder: Path, *, append: str = "", provisioned: bool = True, devices: Sequence[str] = ()
 ) -> Iterator[ImageMachine]:
-    """A machine that has been started from `image`; killed at the end, its console kept in folder/console.log."""
+    """A machine that has been started from `image`; killed at the end, its console kept in folder/console.log.
+
+    `devices` are further options of QEMU's.
+    """
     assert shutil.which("qemu-system-x86_64"), "qemu-system-x86_64 is not installed"
     folder.mkdir(parents=True, exist_ok=True)
     manifest = json.loads((image / "manifest.json").read_text())
@@ -161,7 +212,19 @@ def booted(
     port = free_port()
     (folder / "port").write_text(str(port))
     files = manifest["files"]
-    command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-machine", "q35", "-m", "1024", "-smp", "2"]
+    command = [
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg",
+        "-cpu",
+        "max",
+        "-machine",
+        "q35",
+        "-m",
+        str(MEMORY_MIB),
+        "-smp",
+        "2",
+    ]
     command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
     command += ["-monitor", f"unix:{folder}/monitor.sock,server=on,wait=off"]
     command += ["-kernel", str(image / files["kernel"]["name"]), "-initrd", str(image / files["initrd"]["name"])]
@@ -182,6 +245,7 @@ def booted(
         "-device",
         "virtio-balloon-pci",
     ]
+    command += devices
     if provisioned:
         command += ["-fw_cfg", f"name=opt/moorage/config,file={config_file}"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

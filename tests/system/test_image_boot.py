@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from tests.support.image_machine import ImageMachine, booted, data_disk
+from tests.support.image_machine import ImageMachine, booted, data_disk, ninep, virtiofs
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
@@ -24,9 +25,21 @@ def image() -> Path:
 
 
 @pytest.fixture(scope="module")
-def machine(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageMachine]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this machine that the guest is offered by 9p and by virtiofs."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "from-the-host").write_text("seen\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(image: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageMachine]:
     folder = tmp_path_factory.mktemp("image")
-    with booted(image, data_disk(folder / "data.img"), folder) as machine:
+    disk = data_disk(folder / "data.img")
+    with (
+        virtiofs(shared, folder) as devices,
+        booted(image, disk, folder, devices=[*ninep(shared), *devices]) as machine,
+    ):
         machine.wait_console("sshd starts")
         yield machine
 
@@ -60,19 +73,21 @@ def test_overlay_with_a_written_upper_layer_works(machine: ImageMachine) -> None
 
 def test_bridge_veth_and_network_namespaces_work(machine: ImageMachine) -> None:
     script = """
-from pyroute2 import IPRoute, netns
-netns.create("space")
-with IPRoute() as host, IPRoute() as again:
-    host.link("add", ifname="br9", kind="bridge")
-    host.link("add", ifname="v0", kind="veth", peer={"ifname": "v1", "net_ns_fd": "space"})
-    v0 = host.link_lookup(ifname="v0")[0]
-    host.link("set", index=v0, master=host.link_lookup(ifname="br9")[0], state="up")
-    print(host.link_lookup(master=host.link_lookup(ifname="br9")[0]) == [v0])
-    host.link("del", index=v0)
-    host.link("del", ifname="br9")
-netns.remove("space")
+import os
+from moorage_guest.net.netlink import RouteSocket, add_link, add_veth, change_link, delete_link, link_body
+host = RouteSocket()
+home = os.open("/proc/self/ns/net", os.O_RDONLY)
+os.unshare(os.CLONE_NEWNET)
+space = os.open("/proc/self/ns/net", os.O_RDONLY)
+inside = RouteSocket()
+os.setns(home)
+host.send([add_link("bridge", "br9", link_body(name="br9", up=True))])
+bridge = host.link("br9").index
+host.send([add_veth(link_body(name="v0", master=bridge, up=True), "v0", link_body(name="v1", namespace=space))])
+print(host.link("v0").master == bridge, inside.link("v1").kind, host.link("v1"))
+host.send([delete_link(host.link("v0").index, "v0"), delete_link(bridge, "br9")])
 """
-    assert machine.run(f"python3 -I - <<'E'{script}E").strip() == "True"
+    assert machine.run(f"python3 -I - <<'E'{script}E").split() == ["True", "veth", "None"]
 
 
 def test_nftables_translates_addresses(machine: ImageMachine) -> None:
@@ -105,12 +120,58 @@ def test_file_system_is_known_to_the_kernel(machine: ImageMachine, name: str) ->
 
 
 def test_virtio_devices_are_driven(machine: ImageMachine) -> None:
+    machine.run("modprobe 9pnet_virtio; modprobe virtiofs")
     drivers = machine.run("for d in /sys/bus/virtio/devices/*/driver; do basename $(readlink $d); done").split()
-    assert sorted(drivers) == ["virtio_balloon", "virtio_blk", "virtio_blk", "virtio_net", "virtio_rng"]
+    expected = ["9pnet_virtio", "virtio_balloon", "virtio_blk", "virtio_blk", "virtio_net", "virtio_rng", "virtiofs"]
+    assert sorted(drivers) == sorted(expected)
 
 
-def test_fuse_device_exists(machine: ImageMachine) -> None:
-    machine.run("test -c /dev/fuse")
+@pytest.mark.parametrize(("kind", "options"), [("9p", "-o trans=virtio,version=9p2000.L"), ("virtiofs", "")])
+def test_folder_of_the_host_is_mounted_read_and_written(
+    machine: ImageMachine, shared: Path, kind: str, options: str
+) -> None:
+    output = machine.run(
+        f"set -e; mkdir /tmp/{kind}; mount -t {kind} {options} shared-{kind} /tmp/{kind}; cd /tmp/{kind}; "
+        f"cat from-the-host; echo written > from-the-guest-{kind}; sync; cd /; umount /tmp/{kind}; rmdir /tmp/{kind}"
+    )
+    assert output == "seen\n"
+    assert (shared / f"from-the-guest-{kind}").read_text() == "written\n"
+
+
+def test_balloon_takes_memory_from_the_guest_and_gives_it_back(machine: ImageMachine) -> None:
+    def total() -> int:
+        return int(machine.run("awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo"))
+
+    before = total()
+    machine.ask_monitor("balloon 768")
+    machine.wait_monitor("info balloon", "actual=768")
+    assert total() < before - 200
+    machine.ask_monitor("balloon 1024")
+    machine.wait_monitor("info balloon", "actual=1024")
+    assert total() > before - 16
+
+
+def test_random_numbers_come_from_the_host(machine: ImageMachine) -> None:
+    output = machine.run("cat /sys/class/misc/hw_random/rng_current; head -c 4096 /dev/hwrng | sha256sum | cut -c 1-64")
+    device, digest = output.split()
+    assert device.startswith("virtio_rng")
+    assert digest != hashlib.sha256(bytes(4096)).hexdigest()
+
+
+def test_fuse_file_system_is_mounted_and_asked(machine: ImageMachine) -> None:
+    """The kernel's first question to a FUSE server is FUSE_INIT, number 26."""
+    script = """
+import ctypes, os, struct
+fuse = os.open("/dev/fuse", os.O_RDWR)
+libc = ctypes.CDLL(None, use_errno=True)
+os.mkdir("/tmp/f")
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+assert libc.mount(b"x", b"/tmp/f", b"fuse.x", 0, options) == 0, os.strerror(ctypes.get_errno())
+print(struct.unpack_from("II", os.read(fuse, 65536))[1])
+assert libc.umount2(b"/tmp/f", 2) == 0
+os.rmdir("/tmp/f")
+"""
+    assert machine.run(f"python3 -I - <<'E'{script}E").strip() == "26"
 
 
 def test_only_sshd_listens_on_tcp(machine: ImageMachine) -> None:
@@ -161,7 +222,7 @@ def test_everything_python_is_compiled(machine: ImageMachine) -> None:
 
 def test_engine_dependencies_can_be_imported(machine: ImageMachine) -> None:
     machine.run(
-        "python3 -I -c 'import aiohttp.web, pydantic, pyroute2, zstandard, sqlite3, ssl, moorage_guest, moorage_contract'"
+        "python3 -I -c 'import aiohttp.web, pydantic, zstandard, sqlite3, ssl, moorage_guest, moorage_contract'"
     )
 
 
