@@ -5,13 +5,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from moorage_contract.daemon_config import DaemonConfig, as_json
+from moorage_contract.daemon_config import DaemonConfig, as_json, fingerprint
 
 from moorage_guest import sysinfo
 from moorage_guest.api import build, container_streams, containers, exec, images, networks, off, system, volumes
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
-from moorage_guest.engine import restore
+from moorage_guest.engine import restore, startoptions
 from moorage_guest.engine.buildsteps import ContainerSteps
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.shims import Agent
@@ -60,6 +60,7 @@ class Graph:
             data_root=data_root,
             exec_root=exec_root,
             settings=engine_settings(config.current),
+            options=startoptions.StartOptions(exec_root.options, fingerprint(config.current)),
         )
         self.images.in_use = self.containers.images_in_use
         self.images.is_running = lambda container_id: container_id in self.containers.running
@@ -143,6 +144,7 @@ class Graph:
         """Return the answer of GET /info."""
         warnings = [*self.networks.warnings]
         warnings += [f"container {key} is unmanaged: {reason}" for key, reason in self.containers.unmanaged.items()]
+        warnings += startoptions.warnings(self.containers.outdated())
         if self.store.set_aside is not None:
             warnings.append(f"the state database was damaged and was set aside as {self.store.set_aside}")
         if self.store.recovered is not None:

@@ -69,6 +69,11 @@ class ExecRoot:
         return self.root / "supervise.sock"
 
     @property
+    def options(self) -> Path:
+        """Options of the daemon under which running containers were started."""
+        return self.root / "options.json"
+
+    @property
     def crun(self) -> Path:
         """crun's --root."""
         return self.root / "crun"

@@ -17,6 +17,7 @@ from moorage_guest.engine.names import Names, not_found
 from moorage_guest.engine.record import KIND, Container
 from moorage_guest.engine.settings import EngineSettings
 from moorage_guest.engine.shims import Agent, Shim, ShimGone
+from moorage_guest.engine.startoptions import Difference, StartOptions
 from moorage_guest.engine.states import Status
 from moorage_guest.engine.waits import Waits
 from moorage_guest.errors import EngineError, InvalidParameter, NotFound
@@ -68,6 +69,7 @@ class Containers:
         data_root: DataRoot,
         exec_root: ExecRoot,
         settings: EngineSettings,
+        options: StartOptions,
     ) -> None:
         self.store = store
         self.events = events
@@ -80,12 +82,15 @@ class Containers:
         self.data_root = data_root
         self.exec_root = exec_root
         self.settings = settings
+        self.options = options
         self.names = Names()
         self.waits = Waits()
         self.running: dict[str, Running] = {}
         self.execs: dict[str, Exec] = {}
         #: Shims that no record belongs to, or whose protocol is unknown: container id → reason.
         self.unmanaged: dict[str, str] = {}
+        #: Options that had another value when a running container was started: container id → differences.
+        self.differences: dict[str, tuple[Difference, ...]] = {}
         self.shutting_down = False
         #: Set once everything that outlived the last daemon is taken back; before, containers can be looked at only.
         self.restored = asyncio.Event()
@@ -145,6 +150,14 @@ class Containers:
             "ContainersRunning": running,
             "ContainersPaused": paused,
             "ContainersStopped": len(states) - running - paused,
+        }
+
+    def outdated(self) -> dict[str, tuple[Difference, ...]]:
+        """Return the running containers that were started under other options, by name."""
+        return {
+            each.name: self.differences[each.id]
+            for each in self._containers.values()
+            if each.status.alive and not each.unmanaged and each.id in self.differences
         }
 
     # -- primitives of the verbs ---------------------------------------------------------------------------------------

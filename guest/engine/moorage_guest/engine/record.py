@@ -119,6 +119,8 @@ class Container:
     unmanaged: str = ""
 
     # -- not persisted --
+    #: Whether an unmanaged container belongs to another data root.
+    foreign: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: Set by stop, kill and rm: the end that follows is wanted, so no policy restarts it.
     stop_requested: bool = False

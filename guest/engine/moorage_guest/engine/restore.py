@@ -12,7 +12,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from moorage_guest.engine import ending, execs, health, lifecycle, namespaces, removal, restart, starting, unmanaged
+from moorage_guest.engine import (
+    ending,
+    execs,
+    health,
+    lifecycle,
+    namespaces,
+    removal,
+    restart,
+    starting,
+    startoptions,
+    unmanaged,
+)
 from moorage_guest.engine.containers import Containers, Running
 from moorage_guest.engine.output import Output
 from moorage_guest.engine.record import KIND, Container, RecordError
@@ -53,7 +64,7 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
     found = await _each([_look(engine, container, shims, dead) for container in engine])
     live = {each.container.id for each in found if each.status is not None and each.status.running}
     for container_id in (shims | dead) - {each.container.id for each in found}:
-        unmanaged.show(engine, container_id, damaged.get(container_id, "no record of it is left in the state database"))
+        unmanaged.show(engine, container_id, damaged.get(container_id, ""))
     every = {container.id for container in engine}
     await asyncio.gather(
         engine.layers.restore(every | set(engine.unmanaged)),
@@ -82,6 +93,8 @@ async def _go_on(engine: Containers, living: list[_Found], sessions: set[str]) -
         if not engine.settings.live_restore:
             await _each([_stop_quietly(engine, each.container) for each in living])
         await _settle(engine)
+        if engine.options.changed:
+            engine.options.keep([unmanaged.options_of(engine, each) for each in await engine.agent.shim_ids()])
     finally:
         engine.restored.set()
 
@@ -167,6 +180,8 @@ async def _look(engine: Containers, container: Container, shims: set[str], dead:
         else:
             if result.status.protocol not in PROTOCOLS:
                 reason = f"its shim speaks protocol {result.status.protocol}, which this engine does not know"
+            elif result.status.running:
+                reason = _compare(engine, container)
         if reason:
             if result.shim is not None:
                 result.shim.close()
@@ -184,9 +199,30 @@ async def _look(engine: Containers, container: Container, shims: set[str], dead:
             record = await engine.agent.bury(container.id)
         if container.status.alive:
             result.end = record
+    elif container.status.alive and unmanaged.lives(container):
+        unmanaged.note(
+            engine, container,
+            f"it runs, but its shim is not below {engine.exec_root.shims}: stop it, or start the engine with the exec-root "
+            "that it was started with to manage it again",
+        )  # fmt: skip
     elif container.status.alive:
         result.end = ExitRecord(ending.UNKNOWN_EXIT, time.time_ns())
     return result
+
+
+def _compare(engine: Containers, container: Container) -> str:
+    """Note which options have changed since a running container was started; returns why it cannot be managed, or ""."""
+    if not engine.options.changed:
+        return ""
+    differences = engine.options.differences(unmanaged.options_of(engine, container.id))
+    concerning = startoptions.concerning(differences, set(container.endpoints) - {"host", "none"})
+    if concerning:
+        engine.differences[container.id] = concerning
+    for difference in concerning:
+        if not difference.manageable:
+            return difference.reason
+        log.warning("container %s keeps what it was started with: %s", container.id, difference)
+    return ""
 
 
 async def _take_back(engine: Containers, found: _Found, sessions: set[str]) -> None:

@@ -64,9 +64,12 @@ async def prepared_shim(engine: Containers, container: Container) -> Running:
     config = container.config
     request = ShimRequest(
         container_id=container.id, tty=config.tty, open_stdin=config.open_stdin, stdin_once=config.stdin_once,
-        labels={"name": container.name, "stop_signal": config.stop_signal or "SIGTERM"},
+        labels={
+            "name": container.name, "stop_signal": config.stop_signal or "SIGTERM", "options": engine.options.digest,
+        },
         spill_bytes=engine.settings.log_spill_size, spill_folder=engine.data_root.container(container.id),
     )  # fmt: skip
+    engine.differences.pop(container.id, None)
     running = Running(await engine.agent.spawn_shim(request))
     engine.running[container.id] = running
     watch(engine, container, running)

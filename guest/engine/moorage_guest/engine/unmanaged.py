@@ -53,8 +53,16 @@ async def _watch(engine: Containers, container: Container) -> None:
 
 
 def show(engine: Containers, container_id: str, reason: str) -> None:
-    """Show a container of which only the shim is left."""
+    """Show a container of which only the shim is left; ``reason`` is what is wrong with its record, "" when there is none.
+
+    One of another data root that has ended is left to the engine of that data root, which knows what to do.
+    """
     shim = _shim_record(engine, container_id)
+    elsewhere = ""
+    if not reason:
+        differences = engine.options.differences(options_of(engine, container_id))
+        elsewhere = next((each.reason for each in differences if each.key == "data-root"), "")
+        reason = elsewhere or "no record of it is left in the state database"
     labels = shim.get("spec", {}).get("labels", {})
     name = str(labels.get("name", ""))
     if NAME.fullmatch(name) and engine.names.get(name) is None:
@@ -67,8 +75,27 @@ def show(engine: Containers, container_id: str, reason: str) -> None:
         config=ContainerConfig(image="", stop_signal=str(labels.get("stop_signal", ""))), host_config=HostConfig(),
         state=RunState(Status.RUNNING, pid=int(shim.get("pid", 0)), started_ns=started_ns),
     )  # fmt: skip
+    container.foreign = bool(elsewhere)
+    if container.foreign and not lives(container):
+        log.warning("container %s has ended, and %s", container_id, reason)
+        engine.names.release(name, container_id)
+        return
     engine.add(container)
     note(engine, container, reason)
+
+
+def options_of(engine: Containers, container_id: str) -> str:
+    """Return the digest of the options that a container was started under, "" when its shim does not say."""
+    return str(_shim_record(engine, container_id).get("spec", {}).get("labels", {}).get("options", ""))
+
+
+def lives(container: Container) -> bool:
+    """Whether the first process of a container, as its record names it, runs."""
+    descriptor = _open(container)
+    if descriptor is None:
+        return False
+    os.close(descriptor)
+    return True
 
 
 def _shim_record(engine: Containers, container_id: str) -> dict[str, Any]:
@@ -123,6 +150,9 @@ async def settle(engine: Containers, container: Container) -> None:
     if not container.unmanaged:
         return
     reason, container.unmanaged = container.unmanaged, ""
+    if container.foreign:  # its shim keeps exit code and last output for the engine of its data root
+        _forget(engine, container)
+        return
     try:
         shim = await Shim.connect(engine.exec_root, container.id)
         await shim.shutdown(force=True)
@@ -138,9 +168,18 @@ async def settle(engine: Containers, container: Container) -> None:
     engine.publish(container, "die", exitCode="137")
     engine.waits.ended(container)
     if engine.store.get(KIND, container.id) is None or container.image_id == "":
+        await engine.networks.release(container.id)
         engine.forget(container)
     else:
         await engine.save(container)
+
+
+def _forget(engine: Containers, container: Container) -> None:
+    engine.unmanaged.pop(container.id, None)
+    container.state = replace(container.state, status=Status.EXITED, pid=0, finished_ns=time.time_ns())
+    engine.publish(container, "die")
+    engine.waits.ended(container)
+    engine.forget(container)
 
 
 def check_managed(container: Container) -> None:

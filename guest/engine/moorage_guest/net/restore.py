@@ -19,7 +19,7 @@ from moorage_guest.net.fabric import KIND, Fabric
 from moorage_guest.net.firewall import merge
 from moorage_guest.net.netlink import Interface, NetlinkError, delete_link
 from moorage_guest.net.nftables import NftablesError
-from moorage_guest.net.records import NetworkRecord, SandboxRecord, Subnet
+from moorage_guest.net.records import EndpointRecord, NetworkRecord, SandboxRecord, Subnet
 from moorage_guest.net.sandboxes import Sandboxes, reap, remove_links
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def restore(fabric: Fabric, sandboxes: Sandboxes, live: Collection[str]) -> list
         if key in live
         for endpoint in sandbox.endpoints
     )
+    _recover(fabric, records, [sandbox for key, sandbox in kept.items() if key in live], warnings)
     _default_networks(fabric, records, default_used, warnings)
     _realise_all(fabric, records, warnings)
     for container_id, sandbox in kept.items():
@@ -111,6 +112,46 @@ def _read_network(fabric: Fabric, key: str, value: dict[str, Any]) -> NetworkRec
         return record
 
 
+def _recover(fabric: Fabric, records: dict[str, NetworkRecord], live: list[SandboxRecord], warnings: list[str]) -> None:
+    """Make records of networks that running containers are in and that nothing is known of: their data root is another's
+    or the state database is lost. What a container has of a network, and its bridge, say how it was."""
+    for sandbox in live:
+        for endpoint in sandbox.endpoints:
+            name = endpoint.network_name
+            if endpoint.network_id in records or any(record.name == name for record in records.values()):
+                continue
+            if not (bridge := _bridge_of(fabric, endpoint)):
+                continue
+            subnets = tuple(
+                Subnet(str(interface.network), gateway=gateway, by_user=name != "bridge")
+                for interface, gateway in (
+                    (endpoint.interface4, endpoint.gateway4),
+                    (endpoint.interface6, endpoint.gateway6),
+                )
+                if interface is not None
+            )
+            default = {requests.DEFAULT_BRIDGE: "true", requests.BRIDGE_NAME: bridge} if name == "bridge" else {}
+            record = replace(
+                _record(name, "bridge"),
+                id=endpoint.network_id,
+                subnets=subnets,
+                interface=bridge,
+                options=default,
+                ipv4=endpoint.interface4 is not None,
+                ipv6=endpoint.interface6 is not None,
+            )
+            log.warning("network %s was not known: taken back from container %s", name, sandbox.name)
+            warnings.append(f"network {name} was not known: it was taken back from its containers, without its labels")
+            _keep(fabric, records, record)
+
+
+def _bridge_of(fabric: Fabric, endpoint: EndpointRecord) -> str:
+    """Return the bridge that a container's link is on, "" when there is none."""
+    link = fabric.route.link(endpoint.host_link) if endpoint.host_link else None
+    bridge = next((each for each in fabric.route.links() if link is not None and each.index == link.master), None)
+    return bridge.name if bridge is not None else ""
+
+
 def _realise_all(fabric: Fabric, records: dict[str, NetworkRecord], warnings: list[str]) -> None:
     for record in sorted(records.values(), key=lambda r: (not r.is_default, r.created)):
         fabric.networks[record.id] = record
@@ -146,7 +187,7 @@ def _bridge_only(fabric: Fabric, record: NetworkRecord) -> None:
 def _take_back(fabric: Fabric, sandbox: SandboxRecord, warnings: list[str]) -> None:
     fabric.sandboxes[sandbox.container_id] = sandbox
     for endpoint in sandbox.endpoints:
-        network = fabric.networks.get(endpoint.network_id)
+        network = fabric.networks.get(endpoint.network_id) or _same_bridge(fabric, endpoint)
         if network is None:
             warnings.append(
                 f"container {sandbox.name} is in network {endpoint.network_name}, which is not known any more"
@@ -167,6 +208,12 @@ def _take_back(fabric: Fabric, sandbox: SandboxRecord, warnings: list[str]) -> N
         warnings.append(f"the network namespace of container {sandbox.name} is not pinned any more")
 
 
+def _same_bridge(fabric: Fabric, endpoint: EndpointRecord) -> NetworkRecord | None:
+    """Return the network whose bridge a container's link is on: its addresses are taken whatever it is called."""
+    bridge = _bridge_of(fabric, endpoint)
+    return next((record for record in fabric.networks.values() if bridge and record.interface == bridge), None)
+
+
 def _sweep(fabric: Fabric) -> None:
     """Remove namespaces and links that nobody knows: a daemon was killed while it made them.
 
@@ -177,6 +224,12 @@ def _sweep(fabric: Fabric) -> None:
             namespaces.remove(path)
     known = {endpoint.host_link for sandbox in fabric.sandboxes.values() for endpoint in sandbox.endpoints}
     known |= {record.interface for record in fabric.networks.values()}
+    known |= {
+        _bridge_of(fabric, endpoint)
+        for sandbox in fabric.sandboxes.values()
+        for endpoint in sandbox.endpoints
+        if endpoint.network_id not in fabric.networks
+    }
     stray, orphans = [], []
     for link in fabric.route.links():
         if link.name in known:
