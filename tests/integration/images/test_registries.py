@@ -5,8 +5,6 @@ import contextlib
 import json
 import random
 import shutil
-import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from moorage_guest.images.pulling import pull
 from moorage_guest.images.pushing import push
 from moorage_guest.images.registry import Credentials, RegistryError, RegistrySettings, login
 
+from tests.support.cutting import CuttingProxy
 from tests.support.images import busybox_archive, docker_archive, layer_tar
 from tests.support.imagestore import Shelf, image_api, serving, shelf
 from tests.support.registry import PASSWORD, USER, Registry, TokenServer, basic_auth, registry
@@ -171,58 +170,6 @@ async def test_what_a_registry_has_can_be_asked_without_pulling(opened: Shelf, p
     found = await describe(opened.images.registries, names.parse(name), ANONYMOUS)
     assert found["Descriptor"]["digest"] == opened.images.resolve(name).repo_digests[0].partition("@")[2]
     assert found["Platforms"][0]["os"] == "linux"
-
-
-class CuttingProxy:
-    """Forwards connections and cuts each after so many bytes from the server, the first ``times`` times."""
-
-    def __init__(self, port: int, after: int, times: int) -> None:
-        self._port, self._after, self.left = port, after, times
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._threads: list[threading.Thread] = []
-        self._accepting = threading.Thread(target=self._accept)
-        self._accepting.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._serve, args=(client,))
-            thread.start()
-            self._threads.append(thread)
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
-            back = threading.Thread(target=self._copy, args=(client, server, None))
-            back.start()
-            self._copy(server, client, self._after)
-            for each in (client, server):
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-            back.join()
-
-    def _copy(self, source: socket.socket, target: socket.socket, limit: int | None) -> None:
-        given = 0
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                given += len(data)
-                if limit is not None and given > limit and self.left > 0:
-                    self.left -= 1
-                    return
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._accepting.join()
-        for thread in self._threads:
-            thread.join()
 
 
 async def test_a_download_that_breaks_off_goes_on_where_it_was(opened: Shelf, plain: Registry) -> None:

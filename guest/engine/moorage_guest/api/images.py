@@ -108,7 +108,10 @@ class _Handlers:
                 listing.label_matches(labels, each) for each in wanted.get("label!", [])
             )
 
-        done, freed = await self.images.prune(dangling=dangling is not False, until=until, keep=keep)
+        labelled = bool(wanted.get("label") or wanted.get("label!"))
+        done, freed = await self.images.prune(
+            dangling=dangling is not False, until=until, keep=keep if labelled else None
+        )
         self.images.events.publish("image", "prune", "", {"reclaimed": str(freed)})
         return json_response({"ImagesDeleted": done or None, "SpaceReclaimed": freed})
 

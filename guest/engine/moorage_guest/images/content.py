@@ -4,11 +4,13 @@ What a blob means and who needs it belongs to `images.store`; this module keeps 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 #: Manifests and configurations are read into memory; bigger ones are refused.
 MAX_DOCUMENT = 8 << 20
 
+#: Seconds for which a download that broke off is kept, to be gone on with.
+HALF_LIFE = 7 * 24 * 3600
+
 
 def write_file(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Replace a file so that after a power cut it has the old or the new content."""
@@ -47,15 +52,21 @@ def write_file(path: Path, data: bytes, *, sync: bool = True) -> None:
 
 
 class Ingest:
-    """A blob being written. `commit` or `discard` ends it; nothing is visible before `commit`."""
+    """A blob being written. `commit`, `keep` or `discard` ends it; nothing is visible before `commit`."""
 
-    def __init__(self, store: "ContentStore") -> None:
+    def __init__(self, store: "ContentStore", descriptor: int, path: Path) -> None:
         self._store = store
-        descriptor, name = tempfile.mkstemp(dir=store.tmp, prefix="blob-")
-        self.path = Path(name)
+        self.path = path
         self.descriptor = descriptor
         self.size = 0
         self._hash = hashlib.sha256()
+
+    def recall(self) -> Iterator[bytes]:
+        """Yield what the file holds already, which counts as written then; blocks for the disk."""
+        while data := os.read(self.descriptor, 1 << 20):
+            self._hash.update(data)
+            self.size += len(data)
+            yield data
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; blocks for the disk."""
@@ -71,24 +82,38 @@ class Ingest:
         """Digest of what was written so far."""
         return f"sha256:{self._hash.hexdigest()}"
 
-    def commit(self) -> str:
-        """Make the blob visible under its digest and return that. It has to be held or the next sweep takes it."""
+    def commit(self, *, stay: bool = False) -> str:
+        """Make the blob visible under its digest and return that. It has to be held or the next sweep takes it.
+
+        With ``stay`` the half blob's file stays too, as another name of the blob, until `ContentStore.forget_half`.
+        """
         digest = self.digest
         os.fchmod(self.descriptor, 0o600)
-        os.close(self.descriptor)
-        self.descriptor = -1
+        self._close()
         if self._store.size(digest) == self.size and self.size:  # what is there may be on disk already, this is not
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
+        elif stay:
+            self._store.path(digest).unlink(missing_ok=True)
+            self._store.path(digest).hardlink_to(self.path)
         else:
             self.path.replace(self._store.path(digest))
         return digest
 
+    def keep(self) -> None:
+        """Leave what there is of a half blob for the next `ContentStore.half`; quiet after `commit`."""
+        if self.descriptor >= 0 and self.size:
+            self._close()
+        self.discard()
+
     def discard(self) -> None:
         """Throw it away; quiet after `commit`."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
             self.path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self.descriptor)
+        self.descriptor = -1
 
     def __enter__(self) -> "Ingest":
         return self
@@ -146,6 +171,8 @@ class ContentStore:
         self.tmp = tmp
         self._folder = root / "blobs" / "sha256"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._halves = root / "halves"
+        self._halves.mkdir(exist_ok=True, mode=0o700)
         root.chmod(0o700)
         tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (root / "oci-layout").exists():
@@ -172,7 +199,59 @@ class ContentStore:
 
     def ingest(self) -> Ingest:
         """Begin a blob."""
-        return Ingest(self)
+        descriptor, name = tempfile.mkstemp(dir=self.tmp, prefix="blob-")
+        return Ingest(self, descriptor, Path(name))
+
+    # -- half blobs ---------------------------------------------------------------------------------------------------
+
+    def half(self, digest: str) -> Ingest:
+        """Begin the blob of that digest, or go on with what an earlier download left of it (`Ingest.recall`).
+
+        Locked while it is open: who comes second gets a file of its own.
+        """
+        path = self._halves / self.path(digest).name
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return self.ingest()
+            status = os.fstat(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                if status.st_nlink == 1 and path.stat().st_ino == status.st_ino:
+                    return Ingest(self, descriptor, path)
+            if status.st_nlink > 1:  # the blob's other name: that one stays
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def forget_half(self, digest: str) -> None:
+        """Remove what is kept of a half blob; quiet when there is nothing. The whole blob stays."""
+        (self._halves / self.path(digest).name).unlink(missing_ok=True)
+
+    def half_bytes(self) -> int:
+        """Bytes that half blobs take, without those that have become whole."""
+        return sum(status.st_size for _path, status in self._half_files() if status.st_nlink == 1)
+
+    def drop_halves(self, before: float | None = None) -> None:
+        """Remove half blobs that nobody is downloading, all or those last written before a time (epoch). Blocks."""
+        for path, status in self._half_files():
+            if before is not None and status.st_nlink == 1 and status.st_mtime >= before:
+                continue
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                finally:
+                    os.close(descriptor)
+
+    def _half_files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in list(self._halves.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.lstat()
+
+    # -- documents ----------------------------------------------------------------------------------------------------
 
     def add(self, data: bytes) -> str:
         """Store a small document and return its digest."""
@@ -219,6 +298,7 @@ class ContentStore:
 
     def sweep(self) -> int:
         """Remove every blob that nobody holds; returns the bytes freed. Blocks for the disk."""
+        self.drop_halves(time.time() - HALF_LIFE)
         free = [digest for digest in self.digests() if not self.holds.held(digest)]
         size = sum(self.size(digest) for digest in free)
         self._remove(free)

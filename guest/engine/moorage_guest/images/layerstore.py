@@ -18,8 +18,9 @@ from typing import Any
 
 from moorage_guest.images import kernel
 from moorage_guest.images.content import ContentStore, Holds
+from moorage_guest.images.streams import BufferedSource
 from moorage_guest.images.tarformat import TarError
-from moorage_guest.images.unpack import Unpacked, unpack
+from moorage_guest.images.unpack import Unpacked, unpack, unpack_stream
 from moorage_guest.store import Store
 
 log = logging.getLogger(__name__)
@@ -195,21 +196,39 @@ class LayerStore:
         with self._making(chain_id):
             if found := self.get(chain_id):
                 return found
-            work = Path(tempfile.mkdtemp(dir=self.tmp, prefix="layer-"))
+            work = self._new_folder()
             try:
-                work.chmod(0o700)
-                diff = work / "diff"
-                diff.mkdir(mode=0o755)
-                diff.chmod(0o755)
                 free = max(self.free_bytes() - RESERVE, 0)
                 size = os.fstat(tar).st_size
                 done: Unpacked = self.unpackers.submit(
-                    unpack, tar, size, diff, base=not parent, free_bytes=free
+                    unpack, tar, size, work / "diff", base=not parent, free_bytes=free
                 ).result()
                 return self._finish(work, chain_id, parent, diff_id, digest, media_type, done.size)
             except BaseException:
                 remove_tree(work)
                 raise
+
+    def _new_folder(self) -> Path:
+        work = Path(tempfile.mkdtemp(dir=self.tmp, prefix="layer-"))
+        work.chmod(0o700)
+        diff = work / "diff"
+        diff.mkdir(mode=0o755)
+        diff.chmod(0o755)
+        return work
+
+    def unpack_stream(self, parent: str, source: BufferedSource) -> tuple[Path, int]:
+        """Unpack a tar that is still coming; returns the folder and the size that `adopt` takes once the digest is known.
+
+        Runs in a thread of `kernel.umask_free_executor`. Raises TarError, OSError; leaves nothing then.
+        """
+        work = self._new_folder()
+        try:
+            free = max(self.free_bytes() - RESERVE, 0)
+            done = unpack_stream(source, work / "diff", base=not parent, free_bytes=free)
+        except BaseException:
+            remove_tree(work)
+            raise
+        return work, done.size
 
     def adopt(
         self, parent: str, diff_id: str, work: Path, size: int, *, digest: str, media_type: str, owner: str

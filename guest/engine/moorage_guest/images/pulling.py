@@ -1,35 +1,25 @@
-"""Pulls images: manifest or index, layers side by side with resume and digest check, progress as dockerd streams it."""
+"""Pulls images: manifest or index, layers side by side, progress as dockerd streams it. One layer's way is in `downloads`."""
 
 import asyncio
 import logging
-import os
-import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from moorage_guest.errors import EngineError, NotFound, Unauthorized
 from moorage_guest.images import content as media
 from moorage_guest.images import names
-from moorage_guest.images.compression import Bounded, check_diff_id, compression, write_all
-from moorage_guest.images.content import Ingest
+from moorage_guest.images.downloads import Halves, WantedLayer, fetch_layer
 from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layerstore import chain_ids
 from moorage_guest.images.loading import diff_ids_of
 from moorage_guest.images.platforms import Platform, choose, this_platform
 from moorage_guest.images.registry import Credentials, Manifest, Registry, RegistryError
 from moorage_guest.images.store import Images
-from moorage_guest.images.streams import Progress, bar
+from moorage_guest.images.streams import Progress
 from moorage_guest.images.tarformat import TarError
 
 log = logging.getLogger(__name__)
-
-#: Bytes that are gathered before a thread hashes, decompresses and writes them.
-_BATCH = 1 << 20
-
-#: Seconds between two progress messages of one layer.
-_INTERVAL = 0.1
 
 
 async def pull(
@@ -117,6 +107,7 @@ async def _pull_one(
                 hidden=[each.digest for each in above],
             )
         )
+        await asyncio.to_thread(_forget_halves, images, [layer.digest for layer in layers])
     progress({"status": f"Digest: {top.digest}"})
     state = "Image is up to date for" if before else "Downloaded newer image for"
     progress({"status": f"Status: {state} {reference.familiar}"})
@@ -163,17 +154,27 @@ async def _contents(
     chain = chain_ids(diff_ids)
     layers: list[LayerBlob] = []
     tasks = []
-    async with asyncio.TaskGroup() as group:
-        for number, (digest, size, media_type) in enumerate(descriptors):
-            parent = chain[number - 1] if number else ""
-            wanted = _Layer(LayerBlob(diff_ids[number], digest, media_type, size), parent, chain[number])
-            progress({"status": "Pulling fs layer", "progressDetail": {}, "id": wanted.short})
-            tasks.append(
-                group.create_task(_one_layer(images, registry, wanted, owner, progress), name=f"pull {digest}")
-            )
+    halves = Halves()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number, (digest, size, media_type) in enumerate(descriptors):
+                parent = chain[number - 1] if number else ""
+                wanted = WantedLayer(LayerBlob(diff_ids[number], digest, media_type, size), parent, chain[number])
+                progress({"status": "Pulling fs layer", "progressDetail": {}, "id": wanted.short})
+                work = _one_layer(images, registry, wanted, owner, progress, halves)
+                tasks.append(group.create_task(work, name=f"pull {digest}"))
+    except BaseException:
+        if not halves.stay and not images.stopping:
+            await asyncio.shield(asyncio.to_thread(_forget_halves, images, [each[0] for each in descriptors]))
+        raise
     for task in tasks:
         layers.append(task.result())
     return raw, layers
+
+
+def _forget_halves(images: Images, digests: Iterable[str]) -> None:
+    for digest in digests:
+        images.content.forget_half(digest)
 
 
 def check_platform(document: Mapping[str, Any], platform: Platform | None, reference: names.Reference) -> None:
@@ -203,18 +204,9 @@ async def _config(images: Images, registry: Registry, digest: str, owner: str) -
     return bytes(data)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    blob: LayerBlob
-    parent: str
-    chain_id: str
-
-    @property
-    def short(self) -> str:
-        return self.blob.digest[7:19]
-
-
-async def _one_layer(images: Images, registry: Registry, layer: _Layer, owner: str, progress: Progress) -> LayerBlob:
+async def _one_layer(
+    images: Images, registry: Registry, layer: WantedLayer, owner: str, progress: Progress, halves: Halves
+) -> LayerBlob:
     blob = layer.blob
     images.content.holds.hold(owner, [blob.digest])
     images.layer_store.holds.hold(owner, [layer.chain_id])
@@ -233,160 +225,10 @@ async def _one_layer(images: Images, registry: Registry, layer: _Layer, owner: s
             progress({"status": "Pull complete", "progressDetail": {}, "id": layer.short})
             return blob
         await asyncio.to_thread(images.layer_store.check_space, blob.size)
-        download = _Download(images, registry, layer, progress)
-        try:
-            async with transfers.downloads:
-                await download.run()
-            progress({"status": "Download complete", "progressDetail": {}, "id": layer.short})
-            detail = {"current": blob.size, "total": blob.size}
-            progress(
-                {
-                    "status": "Extracting",
-                    "progressDetail": detail,
-                    "progress": bar(blob.size, blob.size),
-                    "id": layer.short,
-                }
-            )
-            await asyncio.to_thread(download.unpack, owner)
-        finally:
-            await asyncio.shield(asyncio.to_thread(download.close))
+        async with transfers.downloads:
+            await fetch_layer(images, registry, layer, owner, progress, halves)
     progress({"status": "Pull complete", "progressDetail": {}, "id": layer.short})
     return blob
-
-
-class _Download:
-    """One blob on its way: hashed and decompressed while it comes, taken up where it broke off."""
-
-    def __init__(self, images: Images, registry: Registry, layer: _Layer, progress: Progress) -> None:
-        self._images = images
-        self._registry = registry
-        self._layer = layer
-        self._progress = progress
-        self._ingest: Ingest = images.content.ingest()
-        self._undo: Bounded | None = None
-        self._plain: Any = None
-        self._told = 0.0
-
-    async def run(self) -> None:
-        """Fetch everything; tries again from where it stands. Raises RegistryError, TarError."""
-        blob = self._layer.blob
-        attempts = max(self._images.registries.max_download_attempts, 1)
-        for attempt in range(1, attempts + 1):
-            before = self._ingest.size
-            try:
-                await self._fetch()
-                break
-            except (RegistryError, OSError) as error:
-                if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-                    raise
-                if attempt == attempts:
-                    raise
-                log.info("layer %s broke off at %d bytes (%s): trying again", blob.digest, self._ingest.size, error)
-                seconds = 0.1 if self._ingest.size > before else float(min(5 * attempt, 30))
-                if self._ingest.size == before:
-                    status = f"Retrying in {seconds:.0f} second{'s' if seconds != 1 else ''}"
-                    self._progress({"status": status, "progressDetail": {}, "id": self._layer.short})
-                await asyncio.sleep(seconds)
-        self._progress({"status": "Verifying Checksum", "progressDetail": {}, "id": self._layer.short})
-        if self._ingest.digest != blob.digest:
-            raise RegistryError(f"filesystem layer verification failed for digest {blob.digest}")
-
-    async def _fetch(self) -> None:
-        size = self._layer.blob.size
-        have = self._ingest.size
-        if have >= size > 0:
-            return
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        path = f"blobs/{self._layer.blob.digest}"
-        async with self._registry.request("GET", path, headers=headers, expect=(200, 206)) as response:
-            skip = have if response.status == 200 else 0
-            pending: asyncio.Future[Any] | None = None
-            batch: list[bytes] = []
-            gathered = 0
-            try:
-                async for piece in response.content.iter_any():
-                    if skip:
-                        piece, skip = piece[skip:], max(skip - len(piece), 0)
-                        if not piece:
-                            continue
-                    batch.append(piece)
-                    gathered += len(piece)
-                    if gathered < _BATCH:
-                        continue
-                    if pending is not None:
-                        await pending
-                    pending = self._store(b"".join(batch))
-                    batch, gathered = [], 0
-            finally:
-                if pending is not None:
-                    await pending
-                if batch:
-                    await self._store(b"".join(batch))
-        if self._ingest.size < size:
-            raise RegistryError("unexpected EOF")
-
-    def _store(self, data: bytes) -> "asyncio.Future[Any]":
-        size = self._layer.blob.size
-        if self._ingest.size + len(data) > size:
-            raise TarError(
-                f"layer {self._layer.blob.digest} is longer than the {size} bytes its manifest says: refused"
-            )
-        self._tell(self._ingest.size + len(data))
-        if self._undo is None:
-            kind = compression(data[:8])
-            self._undo = Bounded(kind)
-            if kind:
-                self._plain = tempfile.TemporaryFile(dir=self._images.content.tmp, prefix="plain-", buffering=0)  # noqa: SIM115
-        work = [asyncio.to_thread(self._ingest.write, data)]
-        if self._plain is not None:
-            work.append(asyncio.to_thread(self._decompress, data))
-        return asyncio.gather(*work)
-
-    def _decompress(self, data: bytes) -> None:
-        assert self._undo is not None
-        for piece in self._undo.feed(data):
-            write_all(self._plain.fileno(), piece)
-
-    def _tell(self, current: int) -> None:
-        now = asyncio.get_running_loop().time()
-        total = self._layer.blob.size
-        if now - self._told < _INTERVAL and current < total:
-            return
-        self._told = now
-        detail = {"current": current, "total": total}
-        self._progress(
-            {
-                "status": "Downloading",
-                "progressDetail": detail,
-                "progress": bar(current, total),
-                "id": self._layer.short,
-            }
-        )
-
-    def unpack(self, owner: str) -> None:
-        """Check the uncompressed content, unpack it and store the blob. Blocks. Raises TarError, OSError."""
-        blob = self._layer.blob
-        if self._plain is not None:
-            assert self._undo is not None
-            check_diff_id(self._undo.finish(), blob.diff_id)
-            tar = self._plain.fileno()
-        else:
-            check_diff_id(self._ingest.digest, blob.diff_id)
-            tar = os.open(self._ingest.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._ingest.commit()
-            self._images.layer_store.add(
-                self._layer.parent, blob.diff_id, tar, digest=blob.digest, media_type=blob.media_type, owner=owner
-            )
-        finally:
-            if self._plain is None:
-                os.close(tar)
-
-    def close(self) -> None:
-        """Throw away what is unfinished."""
-        self._ingest.discard()
-        if self._plain is not None:
-            self._plain.close()
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

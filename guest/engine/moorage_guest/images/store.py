@@ -125,7 +125,8 @@ class Images(ImageTable):
     ) -> tuple[list[dict[str, str]], int]:
         """Delete unused images: those without a name, or all with ``dangling`` false. ``keep`` saves single ones.
 
-        ``until`` is seconds since the epoch. Returns what was deleted and the bytes freed.
+        Without ``keep``, downloads that broke off go too. ``until`` is seconds since the epoch. Returns what was deleted
+        and the bytes freed.
         """
         done = await asyncio.to_thread(self._prune, dangling, until, keep)
         await asyncio.to_thread(self.layer_store.empty_trash)
@@ -148,6 +149,8 @@ class Images(ImageTable):
                 for name in (*image.tags, *image.digests):
                     image = self._untag_event(image, name, done)
                 self._delete(image, True, done)
+            if keep is None:
+                self.content.drop_halves(until)
             freed = max(before - self.stored_bytes(), 0)
         return done, freed
 
@@ -163,8 +166,8 @@ class Images(ImageTable):
         self._store.put("compressed", digest, {"version": 1, "digest": compressed, "size": size})
 
     def stored_bytes(self) -> int:
-        """Bytes of unpacked layers."""
-        return sum(layer.size for layer in self.layer_store.all())
+        """Bytes of unpacked layers and of downloads that broke off."""
+        return sum(layer.size for layer in self.layer_store.all()) + self.content.half_bytes()
 
     def shared_size(self, image: Image) -> int:
         """Bytes of the layers that other images have too."""

@@ -8,7 +8,7 @@ import contextlib
 import json
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from aiohttp import StreamReader
@@ -30,12 +30,12 @@ class ClientGone(TarError):
     """The client ended its request's body before it was complete."""
 
 
-class BodyFile:
-    """A request's body for a thread: `read` blocks. `feed` runs in the event loop meanwhile."""
+class Conveyor:
+    """Bytes on their way from the event loop to one thread that reads them; who writes waits when too much is under way."""
 
-    def __init__(self, body: StreamReader) -> None:
-        self._body = body
+    def __init__(self, high: int = HIGH, low: int = LOW) -> None:
         self._loop = asyncio.get_running_loop()
+        self._high, self._low = high, low
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._ended = False
@@ -44,56 +44,91 @@ class BodyFile:
         self._ready = threading.Condition()
         self._room = asyncio.Event()
 
-    async def feed(self) -> None:
-        """Move the body over until it ends; never raises, `read` does."""
-        try:
-            while data := await self._body.readany():
-                with self._ready:
+    async def put(self, chunks: Iterable[bytes]) -> bool:
+        """Add bytes and wait until there is room for more; false, at once, when nobody will read them."""
+        with self._ready:
+            if self._closed:
+                return False
+            for data in chunks:
+                if data:
                     self._chunks.append(data)
                     self._size += len(data)
-                    full = self._size > HIGH
-                    if full:
-                        self._room.clear()
-                    self._ready.notify()
-                if self._closed:
-                    continue  # read on, so that a client which writes everything first gets its answer
-                if full:
-                    await self._room.wait()
-        except (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError) as error:
-            self._error = error
-        except asyncio.CancelledError:
-            self._error = ConnectionResetError("cancelled")
-            raise
-        finally:
-            with self._ready:
-                self._ended = True
-                self._ready.notify()
+            full = self._size > self._high
+            if full:
+                self._room.clear()
+            self._ready.notify()
+        if full:
+            await self._room.wait()
+        return not self._closed
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that nothing follows; the reader gets ``error`` instead of the end, and what it has not read yet is gone."""
+        with self._ready:
+            if error is not None:
+                self._error = error
+                self._chunks.clear()
+                self._size = 0
+            self._ended = True
+            self._ready.notify()
 
     def read_some(self) -> bytes:
-        """Return what there is, waiting for at least one byte; b"" at the end. Raises ClientGone."""
+        """Return what there is, waiting for at least one byte; b"" at the end. Raises what `end` was given."""
         with self._ready:
             while not self._chunks and not self._ended:
                 self._ready.wait()
             if not self._chunks:
                 if self._error is not None:
-                    raise ClientGone("unexpected EOF")
+                    raise self._error
                 return b""
             data = self._chunks.popleft()
             before = self._size
             self._size -= len(data)
-            wake = before > LOW >= self._size
+            wake = before > self._low >= self._size
         if wake:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._room.set)
+            self._make_room()
         return data
 
     def close(self) -> None:
-        """Stop keeping what comes; callable from the event loop alone."""
+        """Stop keeping what comes; from any thread."""
         with self._ready:
             self._closed = True
             self._chunks.clear()
             self._size = 0
-        self._room.set()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._room.set)
+
+
+class BodyFile:
+    """A request's body for a thread: `read_some` blocks. `feed` runs in the event loop meanwhile."""
+
+    def __init__(self, body: StreamReader) -> None:
+        self._body = body
+        self._conveyor = Conveyor()
+
+    async def feed(self) -> None:
+        """Move the body over until it ends; never raises, `read_some` does."""
+        error: BaseException | None = None
+        try:
+            while data := await self._body.readany():
+                # Read on when nobody wants it, so that a client which writes everything first gets its answer.
+                await self._conveyor.put([data])
+        except (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError) as cause:
+            error = ClientGone("unexpected EOF")
+            if isinstance(cause, asyncio.CancelledError):
+                raise
+        finally:
+            self._conveyor.end(error)
+
+    def read_some(self) -> bytes:
+        """Return what there is, waiting for at least one byte; b"" at the end. Raises ClientGone."""
+        return self._conveyor.read_some()
+
+    def close(self) -> None:
+        """Stop keeping what comes."""
+        self._conveyor.close()
 
 
 class BufferedSource:

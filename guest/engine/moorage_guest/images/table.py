@@ -53,6 +53,8 @@ class ImageTable:
         self.in_use: Callable[[], Mapping[str, list[str]]] = no_containers
         """Containers by the image they were made from; the engine puts its own here."""
         self.is_running: Callable[[str], bool] = lambda container_id: False
+        self.stopping = False
+        """Whether the daemon is about to end: downloads that this breaks off are kept, for the next one goes on with them."""
         self.registries = RegistrySettings()
         self.transfers = self._make_transfers()
         self._images: dict[str, Image] = {}
@@ -117,7 +119,7 @@ class ImageTable:
             parent = chain_id
 
     async def sweep(self) -> None:
-        """Free everything that nobody holds: half pulls, layers of a crashed build, blobs without an image."""
+        """Free everything that nobody holds: half pulls of long ago, layers of a crashed build, blobs without an image."""
         await asyncio.to_thread(self._sweep)
 
     def _sweep(self) -> int:

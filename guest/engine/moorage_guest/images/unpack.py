@@ -15,8 +15,11 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from moorage_guest.images.streams import BufferedSource
 from moorage_guest.images.tarformat import (
+    BLOCK,
     BLOCK_DEVICE,
     CHARACTER,
     FIFO,
@@ -25,6 +28,8 @@ from moorage_guest.images.tarformat import (
     REGULAR,
     SYMLINK,
     Entry,
+    Reader,
+    Skipper,
     TarError,
     read_entries,
 )
@@ -76,16 +81,71 @@ def clean_name(name: str) -> str:
     return name
 
 
+class _Content(Protocol):
+    """Where the content of an archive's files comes from."""
+
+    def copy(self, entry: Entry, out: int) -> None:
+        """Write the content of an entry, which was just read, to an open file."""
+
+
+class _Mapped:
+    """An archive on disk: what is large is copied inside the kernel."""
+
+    def __init__(self, archive: int, size: int, view: memoryview) -> None:
+        self._archive = archive
+        self._size = size
+        self._view = view
+
+    def copy(self, entry: Entry, out: int) -> None:
+        size, offset = entry.size, entry.offset
+        if offset + size > self._size:
+            raise TarError("unexpected EOF")
+        if 0 < size <= _SMALL:
+            written = os.write(out, self._view[offset : offset + size])
+            size, offset = size - written, offset + written
+        while size > 0:
+            copied = self._some(out, min(size, 16 << 20), offset)
+            size, offset = size - copied, offset + copied
+
+    def _some(self, out: int, count: int, offset: int) -> int:
+        try:
+            copied = os.copy_file_range(self._archive, out, count, offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            copied = os.write(out, self._view[offset : offset + count])
+        if copied == 0:
+            raise TarError("unexpected EOF")
+        return copied
+
+
+class _Flowing:
+    """An archive that is still coming."""
+
+    def __init__(self, source: BufferedSource) -> None:
+        self._source = source
+
+    def copy(self, entry: Entry, out: int) -> None:
+        left = entry.size
+        while left:
+            data = self._source.piece(left)
+            if not data:
+                raise TarError("unexpected EOF")
+            left -= len(data)
+            while data:
+                data = data[os.write(out, data) :]
+        self._source.skip(-entry.size % BLOCK)
+        entry.size = -1  # so that nobody skips it again
+
+
 def unpack(archive: int, size: int, target: Path, *, base: bool, free_bytes: int) -> Unpacked:
     """Unpack ``size`` bytes of the open file ``archive`` into the empty folder ``target``.
 
     Blocking; runs in a thread of `kernel.umask_free_executor`. ``base``: there is no layer below, so whiteouts mean nothing.
     Raises TarError for a damaged or hostile archive, OSError when the disk is at fault.
     """
-    result = Unpacked()
-    state = _State(str(target) + "/", base)
     if size == 0:
-        return result
+        return Unpacked()
     with mmap.mmap(archive, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
         mapped.madvise(mmap.MADV_SEQUENTIAL)
         position = 0
@@ -102,21 +162,33 @@ def unpack(archive: int, size: int, target: Path, *, base: bool, free_bytes: int
             if position > size:
                 raise TarError("unexpected EOF")
 
-        for entry in read_entries(read, skip):
-            result.entries += 1
-            if result.entries > MAX_ENTRIES:
-                raise TarError(f"a layer with more than {MAX_ENTRIES} entries is refused")
-            if entry.offset + entry.size > size:
-                raise TarError("unexpected EOF")
-            result.size += entry.size
-            if result.size > free_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-            _place(state, entry, view, archive)
+        return _unpack(read, skip, _Mapped(archive, size, view), target, base, free_bytes)
+
+
+def unpack_stream(source: BufferedSource, target: Path, *, base: bool, free_bytes: int) -> Unpacked:
+    """As `unpack` for an archive that is still coming: reads it to its end, also what follows the last entry."""
+    done = _unpack(source.read, source.skip, _Flowing(source), target, base, free_bytes)
+    while source.piece(1 << 20):
+        pass
+    return done
+
+
+def _unpack(read: Reader, skip: Skipper, content: _Content, target: Path, base: bool, free_bytes: int) -> Unpacked:
+    result = Unpacked()
+    state = _State(str(target) + "/", base)
+    for entry in read_entries(read, skip):
+        result.entries += 1
+        if result.entries > MAX_ENTRIES:
+            raise TarError(f"a layer with more than {MAX_ENTRIES} entries is refused")
+        result.size += entry.size
+        if result.size > free_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        _place(state, entry, content)
     _finish(state)
     return result
 
 
-def _place(state: _State, entry: Entry, view: memoryview, archive: int) -> None:
+def _place(state: _State, entry: Entry, content: _Content) -> None:
     name = clean_name(entry.name)
     if not name:
         if entry.kind == FOLDER:
@@ -143,7 +215,7 @@ def _place(state: _State, entry: Entry, view: memoryview, archive: int) -> None:
     if name in state.others or name in state.links or (entry.kind != FOLDER and name in state.folders):
         raise TarError(f'duplicate entry "{entry.name}" in a layer')
     if entry.kind == REGULAR:
-        _file(path, entry, view, archive)
+        _file(path, entry, content)
         state.others.add(name)
     elif entry.kind == FOLDER:
         if name not in state.folders:
@@ -178,16 +250,10 @@ def _place(state: _State, entry: Entry, view: memoryview, archive: int) -> None:
     _owner_and_mode(state, path, entry)
 
 
-def _file(path: str, entry: Entry, view: memoryview, archive: int) -> None:
+def _file(path: str, entry: Entry, content: _Content) -> None:
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, entry.mode)
     try:
-        size, offset = entry.size, entry.offset
-        if 0 < size <= _SMALL:
-            written = os.write(out, view[offset : offset + size])
-            size, offset = size - written, offset + written
-        while size > 0:
-            copied = _copy(archive, out, min(size, 16 << 20), offset, view)
-            size, offset = size - copied, offset + copied
+        content.copy(entry, out)
         if entry.uid or entry.gid:
             os.fchown(out, entry.uid, entry.gid)
             if entry.mode & 0o6000:
@@ -197,18 +263,6 @@ def _file(path: str, entry: Entry, view: memoryview, archive: int) -> None:
         os.utime(out, ns=(entry.mtime_ns, entry.mtime_ns))
     finally:
         os.close(out)
-
-
-def _copy(archive: int, out: int, count: int, offset: int, view: memoryview) -> int:
-    try:
-        copied = os.copy_file_range(archive, out, count, offset)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        copied = os.write(out, view[offset : offset + count])
-    if copied == 0:
-        raise TarError("unexpected EOF")
-    return copied
 
 
 def _owner_and_mode(state: _State, path: str, entry: Entry) -> None:
