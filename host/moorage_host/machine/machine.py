@@ -63,11 +63,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Started:
-    """How a start went. `warning` is one sentence when another accelerator was tried first and failed."""
+    """How a start went. `warning` is one sentence when another accelerator was tried first and failed.
+
+    `fallback_seconds` is then how long it took from the first try until QEMU ran with tcg.
+    """
 
     accelerator: str
     ssh_port: int
     warning: str
+    fallback_seconds: float = 0.0
 
 
 class Machine:
@@ -76,6 +80,7 @@ class Machine:
     def __init__(self, paths: Paths, connection: Connection) -> None:
         self._paths = paths
         self._connection = connection
+        self._runs_since = 0.0  # monotonic, of the last start
 
     @property
     def connection(self) -> Connection:
@@ -140,6 +145,7 @@ class Machine:
         domain = self._domain(settings, manifest, folder, program, record.uuid, choice.name, cpu_model)
         keys.write_guest_config(self._paths.guest_config, pair, self._paths.host_key, settings.name)
         warning = ""
+        began, fallback_seconds = time.monotonic(), 0.0
         try:
             progress(f"starting the machine ({choice.name})")
             port = await self._boot(domain, record, untried=choice.may_fall_back)
@@ -152,6 +158,8 @@ class Machine:
             progress(warning)
             domain = dataclasses.replace(domain, accelerator="tcg", cpu_model="")
             port = await self._boot(domain, record, untried=False)
+            fallback_seconds = self._runs_since - began
+            logger.info("the machine ran with tcg %.1f s after the first try", fallback_seconds)
         self._write(
             dataclasses.replace(
                 record,
@@ -163,7 +171,7 @@ class Machine:
                 accelerator_note=warning or choice.note,
             )
         )
-        return Started(domain.accelerator, port, warning)
+        return Started(domain.accelerator, port, warning, fallback_seconds)
 
     def blame(self, reason: str) -> str | None:
         """Remember that the accelerator of the running machine failed after boot; the warning to show, or None when it was tcg.
@@ -214,6 +222,7 @@ class Machine:
         domain = dataclasses.replace(domain, uuid=identity)
         try:
             port = await self._connection.call(lambda connection: _create(connection, identity, record.ssh_port))
+            self._runs_since = time.monotonic()
             await self._watch(identity, domain.accelerator, untried=untried)
         except BaseException:
             with contextlib.suppress(HostError):
