@@ -242,3 +242,15 @@ async def test_two_pulls_of_one_image_at_a_time_both_succeed(opened: Shelf, plai
 async def test_a_registry_that_is_not_there_is_named(opened: Shelf) -> None:
     with pytest.raises(RegistryError, match=r'Get "http://127\.0\.0\.1:1/v2/": dial tcp'):
         await pull(opened.images, names.parse("127.0.0.1:1/x"), Messages().append, credentials=ANONYMOUS)
+
+
+async def test_a_layer_that_another_repository_has_is_mounted_from_there(opened: Shelf, plain: Registry) -> None:
+    opened.load(busybox_archive().read_bytes())
+    await pushed(opened, f"{plain.host}/team/first:1")
+    messages = await pushed(opened, f"{plain.host}/team/second:1")
+    assert "Mounted from team/first" in messages.statuses()
+    assert not {"Pushing", "Pushed"} & set(messages.statuses())
+    again = await pushed(opened, f"{plain.host}/team/second:2")
+    assert "Layer already exists" in again.statuses()
+    await forget(opened)
+    await pull(opened.images, names.parse(f"{plain.host}/team/second:2"), Messages().append, credentials=ANONYMOUS)

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from moorage_guest.errors import NotFound, Unauthorized
 from moorage_guest.images import content as media
-from moorage_guest.images import names
+from moorage_guest.images import gzipping, names
 from moorage_guest.images.content import Ingest
 from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.pulling import first_error
@@ -30,9 +29,6 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _INTERVAL = 0.1
-
-#: Fast rather than small: pushing waits for it.
-_LEVEL = 4
 
 _DOCKER_LAYER_GZIP = f"{media.DOCKER_LAYER}.gzip"
 
@@ -150,7 +146,8 @@ async def _push_layer(
             result = (layer.digest, layer.size)
         else:
             with closing(_Compressed(images)) as packed:
-                await asyncio.to_thread(packed.fill, images.content.path(layer.digest))
+                async with images.transfers.packing:
+                    await asyncio.to_thread(packed.fill, images.content.path(layer.digest))
                 result = (packed.ingest.digest, packed.ingest.size)
                 await asyncio.to_thread(images.note_compressed, layer.digest, *result)
                 if not await _exists(registry, result[0]):
@@ -199,12 +196,9 @@ class _Compressed:
 
     def fill(self, path: Path) -> None:
         """Compress a file. Blocks."""
-        packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
-        with path.open("rb", buffering=0) as file:
-            while data := file.read(_CHUNK):
-                if piece := packer.compress(data):
-                    self.ingest.write(piece)
-        self.ingest.write(packer.flush())
+        with path.open("rb") as file:
+            for piece in gzipping.compressed(iter(lambda: file.read(gzipping.PIECE), b"")):
+                self.ingest.write(piece)
 
     def close(self) -> None:
         self.ingest.discard()

@@ -10,6 +10,8 @@ class Transfers:
 
     downloads: asyncio.Semaphore
     uploads: asyncio.Semaphore
+    packing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held to compress a layer, which takes every core."""
     locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     def lock(self, digest: str) -> asyncio.Lock:
