@@ -13,7 +13,6 @@ from moorage_guest.errors import (
     InvalidParameter,
     NotFound,
     NotImplementedByEngine,
-    SystemError_,
 )
 from moorage_guest.net.netlink import RouteSocket, add_route
 
@@ -183,7 +182,7 @@ async def test_connect_and_disconnect_while_running(world: World) -> None:
     assert "eth1" not in inside.links()
     assert client.ask("www")[0] != NOERROR
     assert got.ip_address not in web.hosts_file.read_text()
-    with pytest.raises(SystemError_, match="is not connected to network a"):
+    with pytest.raises(NotFound, match="is not connected to network a"):
         await world.networks.disconnect(container_id("web"), "a")
     actions = [(event.action, event.attributes["name"]) for event in world.events.history() if event.type == "network"]
     assert actions[-2:] == [("connect", "a"), ("disconnect", "a")]

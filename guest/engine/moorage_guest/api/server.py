@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pydantic
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
@@ -118,6 +119,28 @@ class _Protocol(RequestHandler):
             self.raw = data
         super().data_received(data)
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP as every other error is answered; a client's mistake is nothing for the log."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        first = next((line.strip() for line in exc.message.splitlines() if line.strip()), "not HTTP")
+        log.debug("a client sent no HTTP: %s", first)
+        response = error_response(400, f"malformed HTTP request: {first.rstrip(':')}")
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **more: Any) -> None:
+        if isinstance(more.get("exc_info"), HttpProcessingError):  # in what follows a request on its connection
+            log.debug("a client sent no HTTP: %s", more["exc_info"])
+        else:
+            super().log_exception(*args, **more)
+
     def take_tail(self, body_length: int) -> bytes:
         """Return what came behind the current request's head and body."""
         raw, self.raw = self.raw, None
@@ -183,14 +206,15 @@ class ApiServer:
             response = error_response(error.status, str(error))
         except pydantic.ValidationError as error:
             response = error_response(400, validation_text(error))
-        except (ConnectionResetError, BrokenPipeError):
-            log.debug("%s %s: the client is gone", request.method, request.path)
-            response = error_response(503, "the client has closed its connection")  # goes nowhere, quietly
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            log.exception("%s %s failed", request.method, request.path)
-            response = error_response(500, f"{type(error).__name__}: {error}")
+            if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+                log.debug("%s %s: the client is gone", request.method, request.path)
+                response = error_response(503, "the client has closed its connection")  # goes nowhere, quietly
+            else:
+                log.exception("%s %s failed", request.method, request.path)
+                response = error_response(500, f"{type(error).__name__}: {error}")
         finally:
             protocol.raw = None
         if not response.prepared:

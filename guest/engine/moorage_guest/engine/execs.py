@@ -319,6 +319,8 @@ async def resize(engine: "Containers", session: Exec, rows: int, columns: int) -
     container = engine.get(session.container_id)
     if container is None or not session.running:
         raise Conflict(f"cannot resize a stopped container: exec {session.id} is not running")
+    if not session.config.tty:
+        return
     shim = await engine.shim_of(container)
     try:
         await shim.resize(session.id, rows, columns)

@@ -291,9 +291,10 @@ async def resize(engine: Containers, container: Container, rows: int, columns: i
     """Set the size of a container's terminal. Raises Conflict when it does not run."""
     if not container.status.alive:
         raise not_running(container)
-    shim = await engine.shim_of(container)
-    try:
-        await shim.resize(None, rows, columns)
-    except ShimError as error:
-        raise SystemError_(f"cannot resize the terminal of container {container.id}: {error}") from error
+    if container.config.tty:  # dockerd takes the size of a terminal that is not there just as quietly
+        shim = await engine.shim_of(container)
+        try:
+            await shim.resize(None, rows, columns)
+        except ShimError as error:
+            raise SystemError_(f"cannot resize the terminal of container {container.id}: {error}") from error
     engine.publish(container, "resize", height=str(rows), width=str(columns))

@@ -4,7 +4,7 @@ from moorage_guest.api.types import EndpointSettings
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.states import Status
-from moorage_guest.errors import Conflict, Forbidden, InvalidParameter, NotFound, SystemError_
+from moorage_guest.errors import Conflict, Forbidden, InvalidParameter, NotFound
 
 
 async def connect(engine: Containers, container: Container, network: str, settings: EndpointSettings | None) -> None:
@@ -51,7 +51,7 @@ async def disconnect(engine: Containers, reference: str, network: str, *, force:
     async with container.lock:
         key = next((n for n, e in container.endpoints.items() if n == record.name or e.network_id == record.id), None)
         if key is None:
-            raise SystemError_(f"container {container.id} is not connected to network {record.name}")
+            raise NotFound(f"container {container.id} is not connected to network {record.name}")
         if container.status.alive:
             await engine.networks.disconnect(container.id, record.id)
             container.ports = dict(engine.networks.ports(container.id))

@@ -1,12 +1,14 @@
 """What a registry knows about an image, asked without pulling it, and the search of the public registry."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 
+from moorage_guest.errors import Unavailable
 from moorage_guest.images import content as media
 from moorage_guest.images import names
 from moorage_guest.images.registry import Credentials, Registry, RegistryError, RegistrySettings
@@ -15,8 +17,22 @@ from moorage_guest.images.registry import Credentials, Registry, RegistryError, 
 SEARCH_HOST = "index.docker.io"
 
 
+@contextlib.contextmanager
+def _told_as_unavailable() -> Iterator[None]:
+    """A registry that fails is no failure of this engine: 503 rather than 500."""
+    try:
+        yield
+    except RegistryError as error:
+        raise Unavailable(str(error)) from error
+
+
 async def describe(settings: RegistrySettings, reference: names.Reference, own: Credentials) -> dict[str, Any]:
-    """Return the answer of GET /distribution/…/json. Raises NotFound, Unauthorized, RegistryError."""
+    """Return the answer of GET /distribution/…/json. Raises NotFound, Unauthorized, Unavailable."""
+    with _told_as_unavailable():
+        return await _describe(settings, reference, own)
+
+
+async def _describe(settings: RegistrySettings, reference: names.Reference, own: Credentials) -> dict[str, Any]:
     async with Registry(reference, settings, own) as registry:
         manifest = await registry.manifest(reference.digest or reference.tag)
         document = manifest.document()
@@ -41,7 +57,7 @@ def _platform(value: Mapping[str, Any]) -> dict[str, Any]:
 async def search(
     settings: RegistrySettings, term: str, limit: int, filters: Mapping[str, list[str]], own: Credentials
 ) -> list[dict[str, Any]]:
-    """Return the answer of GET /images/search. Raises RegistryError when the index does not answer."""
+    """Return the answer of GET /images/search. Raises Unavailable when the index does not answer."""
     host, _, rest = term.partition("/")
     if not rest or not ("." in host or ":" in host or host == "localhost"):
         host, rest = SEARCH_HOST, term.removeprefix("library/")
@@ -54,10 +70,10 @@ async def search(
             session.get(address, auth=auth) as response,
         ):
             if response.status != 200:
-                raise RegistryError(f"Unexpected status code {response.status} from {host}")
+                raise Unavailable(f"Unexpected status code {response.status} from {host}")
             value = await response.json(content_type=None)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise RegistryError(f'Get "{address}": {error}') from None
+        raise Unavailable(f'Get "{address}": {error}') from None
     results = value.get("results") if isinstance(value, dict) else None
     return [each for each in results or [] if isinstance(each, dict) and _wanted(each, filters)][:limit]
 

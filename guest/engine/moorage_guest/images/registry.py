@@ -23,7 +23,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from moorage_contract.version import ENGINE_VERSION
 
-from moorage_guest.errors import EngineError, InvalidParameter, NotFound, Unauthorized
+from moorage_guest.errors import EngineError, InvalidParameter, NotFound, Unauthorized, Unavailable
 from moorage_guest.images import content as media
 from moorage_guest.images import names
 
@@ -454,14 +454,17 @@ def _reason(error: BaseException) -> str:
 
 
 async def login(settings: RegistrySettings, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Check credentials at their registry; returns the answer of POST /auth. Raises Unauthorized, RegistryError."""
+    """Check credentials at their registry; returns the answer of POST /auth. Raises Unauthorized, Unavailable."""
     own = Credentials.of(value)
     address = own.server or DEFAULT_LOGIN
     host = urlsplit(address).netloc if "://" in address else address.partition("/")[0]
     if host in ("index.docker.io", names.DEFAULT_DOMAIN, DEFAULT_HOST, ""):
         host = names.DEFAULT_DOMAIN
     reference = names.Reference(host, "login")
-    async with Registry(reference, settings, own) as registry:
-        registry._scope = ""
-        await registry.check_login()
+    try:
+        async with Registry(reference, settings, own) as registry:
+            registry._scope = ""
+            await registry.check_login()
+    except RegistryError as error:
+        raise Unavailable(str(error)) from error
     return {"Status": "Login Succeeded", "IdentityToken": ""}

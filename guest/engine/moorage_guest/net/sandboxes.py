@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moorage_guest.api.types import EndpointIPAMConfig, EndpointSettings, HostConfig
-from moorage_guest.errors import EngineError, Forbidden, SystemError_
+from moorage_guest.errors import EngineError, Forbidden, NotFound, SystemError_
 from moorage_guest.net import hostfiles, links, namespaces, requests
 from moorage_guest.net.fabric import Fabric
 from moorage_guest.net.naming import Naming, dns_names, lead_to_resolver, user_defined
@@ -352,7 +352,7 @@ class Sandboxes:
         record = fabric.sandboxes[container_id]
         endpoint = record.endpoint(network.id)
         if endpoint is None:
-            raise SystemError_(f"container {container_id} is not connected to network {network.name}")
+            raise NotFound(f"container {container_id} is not connected to network {network.name}")
         self._publisher.withdraw(endpoint.ports)
         record = replace(record, endpoints=tuple(e for e in record.endpoints if e.id != endpoint.id))
         fabric.sandboxes[container_id] = record
