@@ -5,11 +5,12 @@ import re
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from tests.support.moored import Moored, running_moored, wait_for
-from tests.support.openapi import UnixConnection
+from tests.support.moored import Moored, Sandbox, running_moored, wait_for
+from tests.support.openapi import Api, UnixConnection
 
 
 def test_ping_answers_get_and_head_with_all_headers(moored: Moored) -> None:
@@ -203,3 +204,44 @@ def test_docker_py_speaks_to_it(moored: Moored) -> None:
         assert client.ping() is True
         assert client.version()["ApiVersion"] == "1.51"
         assert client.info()["OSType"] == "linux"
+
+
+def test_disk_usage_of_the_build_cache_alone_counts_no_layers(moored: Moored) -> None:
+    usage = moored.api.call("GET", "/system/df", query={"type": "build-cache"}, check=False).json
+    assert usage["LayersSize"] == 0 and "Images" not in usage
+
+
+def test_info_tells_old_clients_what_they_expect(moored: Moored) -> None:
+    oldest = Api(moored.socket, version="1.24").call("GET", "/info", check=False).json
+    assert oldest["ExecutionDriver"] == "<not supported>"
+    assert "seccomp" in oldest["SecurityOptions"]
+    old = Api(moored.socket, version="1.45").call("GET", "/info", check=False).json
+    assert old["RuncCommit"]["Expected"] == old["RuncCommit"]["ID"] != ""
+    assert "FirewallBackend" not in old and "ExecutionDriver" not in old
+    assert "Expected" not in moored.api.get("/info").json["RuncCommit"]
+
+
+class _Renamed(Moored):
+    """The daemon as it is installed under dockerd's name."""
+
+    def argv(self) -> list[str]:
+        script = self.sandbox.root / "dockerd"
+        script.write_text("import sys\nfrom moorage_guest.daemon import main\nsys.exit(main())\n")
+        interpreter, _dash_m, _module, *arguments = super().argv()
+        return [interpreter, str(script), *arguments]
+
+
+def _reloaded(moored: Moored) -> bool:
+    return "reload" in moored.log().lower()
+
+
+def test_under_dockerds_name_live_restore_is_off_until_asked_for() -> None:
+    with Sandbox() as sandbox:
+        for arguments, live_restore in (([], False), (["--live-restore"], True)):
+            moored = _Renamed(sandbox, arguments).start()
+            assert moored.api.get("/info").json["LiveRestoreEnabled"] is live_restore
+            moored.signal(signal.SIGHUP)
+            wait_for("the reload", partial(_reloaded, moored))
+            assert moored.api.get("/info").json["LiveRestoreEnabled"] is live_restore
+            assert "level=info" in moored.log()
+            assert moored.stop() == 0

@@ -28,6 +28,12 @@ from moorage_guest.store import StoreError
 
 log = logging.getLogger("moored")
 
+#: What a line of the log calls its level: dockerd's words, which people grep for.
+_LEVEL_NAMES = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "fatal"}
+
+#: Defaults that differ when the daemon runs under dockerd's name: who starts that relies on dockerd's own.
+_DOCKERD_DEFAULTS = {"live_restore": False}
+
 LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
 
@@ -59,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = Path(options.config_file) if options.config_file else DataRoot(data_root).config_file
     must_exist = options.config_file is not None and options.validate
     try:
+        defaults = _DOCKERD_DEFAULTS if argv is None and Path(sys.argv[0]).name == "dockerd" else {}
         if options.validate:
             load(path, flags, must_exist=must_exist)
             sys.stderr.write("configuration OK\n")
             return 0
-        config = LiveConfig(path, flags, must_exist=False)
+        config = LiveConfig(path, flags, must_exist=False, defaults=defaults)
     except ConfigFileError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -108,6 +115,8 @@ def _set_up_logging(config: DaemonConfig) -> None:
         layout = '{"level":"%(levelname)s","msg":"%(message)s","time":"%(asctime)s"}'
     else:
         layout = 'time="%(asctime)s.%(msecs)03dZ" level=%(levelname)s msg="%(message)s" module=%(name)s'
+    for number, name in _LEVEL_NAMES.items():
+        logging.addLevelName(number, name)
     formatter = logging.Formatter(layout, datefmt="%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)

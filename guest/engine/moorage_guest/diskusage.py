@@ -15,8 +15,8 @@ async def disk_usage(images: Images, containers: Containers, volumes: Volumes, w
     answer: dict[str, Any] = {"LayersSize": 0}
     if wanted & {"image", "build-cache"}:
         measured = await asyncio.to_thread(listing.disk_usage, images)
-        answer["LayersSize"] = measured["LayersSize"]
         if "image" in wanted:
+            answer["LayersSize"] = measured["LayersSize"]
             answer["Images"] = measured["Images"]
         if "build-cache" in wanted:
             answer["BuildCache"] = measured["BuildCache"]

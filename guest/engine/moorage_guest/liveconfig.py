@@ -11,13 +11,20 @@ from moorage_contract.daemon_config import SETTINGS, Absent, ConfigError, Daemon
 
 log = logging.getLogger(__name__)
 
+_KEYS = {setting.attribute: setting.key for setting in SETTINGS.values()}
+
 
 class ConfigFileError(Exception):
     """The daemon cannot be configured with this file; worded as dockerd words it."""
 
 
-def load(path: Path, flags: Mapping[str, object], *, must_exist: bool) -> DaemonConfig:
-    """Read and check a daemon.json together with the command line; raise ConfigFileError with every fault."""
+def load(
+    path: Path, flags: Mapping[str, object], *, must_exist: bool, defaults: Mapping[str, Any] | None = None
+) -> DaemonConfig:
+    """Read and check a daemon.json together with the command line; raise ConfigFileError with every fault.
+
+    ``defaults`` are values of attributes that neither the file nor the command line has to give.
+    """
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -29,26 +36,36 @@ def load(path: Path, flags: Mapping[str, object], *, must_exist: bool) -> Daemon
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigFileError(f"unable to configure the Docker daemon with file {path}: {error}") from None
     try:
-        return parse(text, flags=flags)
+        config = parse(text, flags=flags)
     except ConfigError as error:
         raise ConfigFileError(f"unable to configure the Docker daemon with file {path}: {error}") from None
+    missing = {name: value for name, value in (defaults or {}).items() if _KEYS[name] not in config.given}
+    return dataclasses.replace(config, **missing)
 
 
 class LiveConfig:
     """What the rest of the daemon asks for settings that may change while it runs: `current`."""
 
-    def __init__(self, path: Path, flags: Mapping[str, object], *, must_exist: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        flags: Mapping[str, object],
+        *,
+        must_exist: bool,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
+        self._defaults = defaults
         self._flags = flags
         self._must_exist = must_exist
-        self.current = load(path, flags, must_exist=must_exist)
+        self.current = load(path, flags, must_exist=must_exist, defaults=defaults)
 
     def reload(self) -> dict[str, Any]:
         """Read the file again and put its reloadable keys in force; return those that changed with their new values.
 
         Raises ConfigFileError, and then nothing has changed. Keys that need a restart keep their value until then.
         """
-        fresh = load(self.path, self._flags, must_exist=self._must_exist)
+        fresh = load(self.path, self._flags, must_exist=self._must_exist, defaults=self._defaults)
         changed: dict[str, Any] = {}
         updates: dict[str, Any] = {}
         for setting in SETTINGS.values():

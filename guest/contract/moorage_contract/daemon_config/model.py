@@ -48,7 +48,7 @@ class DaemonConfig:
     live_restore: bool = setting(
         Switch(),
         True,
-        "Keep containers running while the daemon is away; on by default, unlike dockerd.",
+        "Keep containers running while the daemon is away; on by default, but off as in dockerd when started under its name.",
         cost=Cost.RELOAD,
     )
     shutdown_timeout: int = setting(

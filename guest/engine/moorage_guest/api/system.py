@@ -135,7 +135,7 @@ class _Handlers:
         )
 
     async def info(self, request: ApiRequest) -> web.StreamResponse:
-        return json_response(await self._service.info())
+        return json_response(_info_for(request.api_version, await self._service.info()))
 
     async def df(self, request: ApiRequest) -> web.StreamResponse:
         known = {"container", "image", "volume", "build-cache"}
@@ -173,6 +173,21 @@ class _Handlers:
                     return response
             await while_connected(request, _send_plainly(response, _bounded(live, backlog, until), matches))
             return response
+
+
+def _info_for(version: tuple[int, int], info: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of GET /info with the fields that clients of that version know."""
+    info = dict(info)
+    if version < (1, 25):
+        info["ExecutionDriver"] = "<not supported>"
+        info["SecurityOptions"] = [
+            option.removeprefix("name=").partition(",")[0] for option in info.get("SecurityOptions") or ()
+        ]
+    if version < (1, 49):
+        for name in ("ContainerdCommit", "RuncCommit", "InitCommit"):
+            info[name] = {**info[name], "Expected": info[name]["ID"]}
+        info.pop("FirewallBackend", None)
+    return info
 
 
 async def _send_plainly(response: web.StreamResponse, events: AsyncIterator[Event], matches: "EventFilter") -> None:
