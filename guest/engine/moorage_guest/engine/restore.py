@@ -6,6 +6,7 @@ with the code and time the shim kept. Nothing that cannot be taken back is kille
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -38,6 +39,10 @@ T = TypeVar("T")
 
 #: Shim protocols that this daemon speaks.
 PROTOCOLS = frozenset({1})
+
+#: A container with --rm that was made within this time (s) before the daemon's start, and is not started within the
+#: second one: its `docker run` lost its daemon in between, and waits for the container to go.
+_JUST_MADE, _ABANDONED = 60.0, 5.0
 
 #: Containers that are taken back or stopped at the same time.
 _AT_ONCE = 32
@@ -245,6 +250,9 @@ async def _take_back(engine: Containers, found: _Found, sessions: set[str]) -> N
         return
     before = container.state
     _adopt_state(container, status)
+    if not before.status.alive:  # the last daemon asked for the start and did not live to see it
+        container.cgroup_path = await asyncio.to_thread(_cgroup_path, engine, container)
+        engine.publish(container, "start", time_ns=status.started_ns)
     if container.id in sessions:
         execs.restore(engine, container, status)
     try:
@@ -257,6 +265,16 @@ async def _take_back(engine: Containers, found: _Found, sessions: set[str]) -> N
     health.begin(engine, container, keep=True)
     if container.state != before:
         await engine.save(container)
+
+
+def _cgroup_path(engine: Containers, container: Container) -> str:
+    """Return the cgroup that the bundle of a container's shim names."""
+    try:
+        spec = json.loads((engine.exec_root.shim(container.id) / "config.json").read_text())
+        return str(spec["linux"]["cgroupsPath"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("container %s: its cgroup is not known: %s", container.id, error)
+        return ""
 
 
 async def _end(engine: Containers, container: Container, end: ExitRecord) -> None:
@@ -292,6 +310,9 @@ async def _settle(engine: Containers) -> None:
             container.host_config.auto_remove and container.status == Status.EXITED and not container.removing
         ):
             engine.task(removal.auto_remove(engine, container), f"remove {container.id[:12]}")
+        elif container.host_config.auto_remove and container.status == Status.CREATED:
+            if 0 <= time.time_ns() - container.created_ns < _JUST_MADE * 1e9:
+                engine.task(_remove_abandoned(engine, container), f"remove {container.id[:12]} unless it is started")
         elif container.status == Status.RESTARTING:
             due = container.state.finished_ns + container.restart_delay_ns
             restart.schedule(engine, container, max(due - time.time_ns(), 0))
@@ -299,6 +320,14 @@ async def _settle(engine: Containers) -> None:
             waiting.append(container)
     if waiting:
         engine.task(_start_all(engine, waiting), "start of containers with a restart policy")
+
+
+async def _remove_abandoned(engine: Containers, container: Container) -> None:
+    await asyncio.sleep(_ABANDONED)
+    async with container.lock:  # a start that is under way has it
+        abandoned = container.status == Status.CREATED
+    if abandoned:
+        await removal.auto_remove(engine, container)
 
 
 async def _start_all(engine: Containers, waiting: list[Container]) -> None:

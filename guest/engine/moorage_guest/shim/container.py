@@ -63,6 +63,8 @@ class Container:
         self.exit: Exit | None = None
         self.size = (0, 0)
         self._started = False
+        #: Whether the runtime is at work on the start.
+        self.starting = False
         self._freezer = ""
         self._memory = ""
         self._numbers = (STDOUT,) if spec.tty else (STDOUT, STDERR)
@@ -118,7 +120,7 @@ class Container:
         """Start the first process; `done` gets None once it runs. ValueError when it was started before."""
         if self._started:
             raise ValueError(f"container {self.spec.container_id} was started before; a shim starts it only once")
-        self._started = True
+        self._started = self.starting = True
         pid_file = f"{self._folder}/container.pid"
         arguments = ["run", "--detach", f"--bundle={bundle}", f"--pid-file={pid_file}"]
         console = Console(self._folder, "pty") if self.spec.tty else None
@@ -132,6 +134,7 @@ class Container:
             stdio = (stdin, outputs[STDOUT][1], outputs[STDERR][1])
 
         def finished(failure: RuntimeFailed | None) -> None:
+            self.starting = False
             os.close(null)
             if self._stdin_read >= 0:
                 os.close(self._stdin_read)

@@ -30,6 +30,8 @@ class Server:
         self._folder = folder
         self._connections: list[Connection] = []
         self._execs: dict[str, ExecSession] = {}
+        #: Who asked for the status while the runtime is at work on the start.
+        self._asked_meanwhile: list[Request] = []
         self._runtime = Runtime(loop, spec.runtime, spec.runtime_args, root, folder)
         self._container = Container(loop, spec, folder, self._runtime, self._emit)
         listener.setblocking(False)
@@ -63,6 +65,10 @@ class Server:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _do_status(self, request: Request) -> None:
+        """A daemon that comes back in the middle of a start is told how that went, not that nothing runs yet."""
+        if self._container.starting:
+            self._asked_meanwhile.append(request)
+            return
         execs = [session.status() for session in self._execs.values() if session.pid]
         request.answer({**self._container.status(), "execs": execs})
 
@@ -76,10 +82,13 @@ class Server:
 
     def _do_run(self, request: Request) -> None:
         def done(failure: RuntimeFailed | None) -> None:
+            asked, self._asked_meanwhile = self._asked_meanwhile, []
             if failure is None:
                 request.answer({"pid": self._container.pid, "started_ns": self._container.started_ns})
             else:
                 request.refuse(failure.code, str(failure))
+            for each in asked:
+                self._do_status(each)
 
         self._container.run(str(request.params["bundle"]), done)
 
