@@ -9,7 +9,7 @@ from moorage_guest.api.types import ContainerConfig, HealthConfig, HostConfig, P
 from moorage_guest.engine import restart, validate
 from moorage_guest.engine.attach import parse_detach_keys
 from moorage_guest.engine.create import apply_defaults, merge_image
-from moorage_guest.engine.health import command, timestamp
+from moorage_guest.engine.health import command, pause, timestamp
 from moorage_guest.engine.inspect import ago
 from moorage_guest.engine.record import Container, RunState
 from moorage_guest.engine.settings import EngineSettings
@@ -265,3 +265,17 @@ def test_field_names_are_taken_in_any_case() -> None:
     config = ContainerConfig.model_validate({"image": "a", "CMD": ["x"], "Env": ["A=b"], "nonsense": 1})
     assert (config.image, config.cmd, config.env) == ("a", ["x"], ["A=b"])
     assert ContainerConfig.model_validate({"Image": "right", "image": "wrong"}).image == "right"
+
+
+def test_next_probe_is_never_further_away_than_the_interval() -> None:
+    second = 1_000_000_000
+    assert pause(100 * second, 30 * second, 110 * second) == 20
+    assert pause(100 * second, 30 * second, 5000 * second) == 0, "the clock was set forward"
+    assert pause(5000 * second, 30 * second, 100 * second) == 30, "the clock was set back"
+
+
+def test_container_that_ran_long_restarts_soon_also_when_the_clock_was_set_back() -> None:
+    container = _container()
+    container.restart_delay_ns = 1_600_000_000
+    restart.count(container, -3_600_000_000_000)
+    assert container.restart_delay_ns == 100_000_000

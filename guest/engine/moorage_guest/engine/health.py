@@ -91,13 +91,18 @@ def end(engine: "Containers", container: Container) -> None:
         container.health = replace(container.health, status="unhealthy")
 
 
+def pause(last_ns: int, interval: int, now_ns: int) -> float:
+    """Return the seconds until the next probe: never more than the interval, though the clock was set back."""
+    return min(max(last_ns + interval - now_ns, 0), interval) / 1e9
+
+
 async def _probe_for_ever(engine: "Containers", container: Container, check: Check) -> None:
     while container.status.alive:
         health = container.health or Health()
-        starting = health.status == "starting" and time.time_ns() - container.state.started_ns < check.start_period
+        starting = health.status == "starting" and abs(time.time_ns() - container.state.started_ns) < check.start_period
         interval = check.start_interval if starting else check.interval
-        due = (health.probes[-1].end_ns if health.probes else container.state.started_ns) + interval
-        await asyncio.sleep(max(due - time.time_ns(), 0) / 1e9)
+        last = health.probes[-1].end_ns if health.probes else container.state.started_ns
+        await asyncio.sleep(pause(last, interval, time.time_ns()))
         if container.status != Status.RUNNING:
             # A paused container is not asked; wait a beat of the check.
             await asyncio.sleep(interval / 1e9)
@@ -135,7 +140,7 @@ async def _judge(engine: "Containers", container: Container, check: Check, probe
     status, streak = health.status, health.failing_streak
     if probe.exit_code == 0:
         status, streak = "healthy", 0
-    elif not (status == "starting" and probe.start_ns - container.state.started_ns < check.start_period):
+    elif not (status == "starting" and abs(probe.start_ns - container.state.started_ns) < check.start_period):
         streak += 1
         if streak >= check.retries:
             status = "unhealthy"

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from moorage_guest.engine.record import Container
@@ -54,9 +55,9 @@ def wanted_at_boot(container: Container) -> bool:
 
 
 def count(container: Container, ran_ns: int) -> None:
-    """Count a restart and set how long it waits, from how long the container ran."""
+    """Count a restart and set how long it waits, from how long the container ran; negative when the clock was set back."""
     container.restart_count += 1
-    if ran_ns >= _WELL_AFTER or container.restart_delay_ns == 0:
+    if abs(ran_ns) >= _WELL_AFTER or container.restart_delay_ns == 0:
         container.restart_delay_ns = _FIRST_DELAY
     else:
         container.restart_delay_ns = min(container.restart_delay_ns * 2, _LONGEST_DELAY)
@@ -66,6 +67,12 @@ def schedule(engine: "Containers", container: Container, delay_ns: int | None = 
     """Start a restarting container after its delay, unless it is stopped or removed meanwhile."""
     delay = container.restart_delay_ns if delay_ns is None else delay_ns
     engine.task(_later(engine, container, delay), f"restart {container.id[:12]}")
+
+
+def schedule_left(engine: "Containers", container: Container) -> None:
+    """Go on waiting where the last daemon stopped; never longer than the whole delay, though the clock was set back."""
+    due = container.state.finished_ns + container.restart_delay_ns
+    schedule(engine, container, min(max(due - time.time_ns(), 0), container.restart_delay_ns))
 
 
 async def _later(engine: "Containers", container: Container, delay_ns: int) -> None:

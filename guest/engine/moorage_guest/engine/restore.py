@@ -314,8 +314,7 @@ async def _settle(engine: Containers) -> None:
             if 0 <= time.time_ns() - container.created_ns < _JUST_MADE * 1e9:
                 engine.task(_remove_abandoned(engine, container), f"remove {container.id[:12]} unless it is started")
         elif container.status == Status.RESTARTING:
-            due = container.state.finished_ns + container.restart_delay_ns
-            restart.schedule(engine, container, max(due - time.time_ns(), 0))
+            restart.schedule_left(engine, container)
         elif restart.wanted_at_boot(container):
             waiting.append(container)
     if waiting:
