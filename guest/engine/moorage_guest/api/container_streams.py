@@ -203,6 +203,10 @@ class Streams:
         try:
             async with contextlib.aclosing(logview.read(self._engine, container, source, query, position)) as chunks:
                 async for chunk in chunks:
+                    if not chunk.data:  # where a tail begins
+                        record = {**record, "position": chunk.position.to_json()}
+                        await sink.send(b"", record)
+                        continue
                     if skip >= len(chunk.data):
                         skip -= len(chunk.data)
                         continue
@@ -356,6 +360,8 @@ def log_query(request: ApiRequest, container: Container) -> LogQuery:
         timestamps=query_bool(request, "timestamps"),
         details=query_bool(request, "details"),
         multiplexed=not container.config.tty,
+        # The CLI only joins frames again, with a write for each; docker-py and others give out each as a line.
+        long_frames=request.headers.get("User-Agent", "").startswith("Docker-Client/"),
     )
 
 

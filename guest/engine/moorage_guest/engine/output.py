@@ -62,17 +62,19 @@ class Output:
     async def finish(self) -> None:
         """Write what is left, tell the shim that this is all, and let go of the log."""
         engine, container_id = self._engine, self._container.id
-        await engine.pump.drained(container_id)
-        offsets = await engine.pump.offsets(container_id)
-        spill = await engine.pump.hand_over(container_id)
         try:
-            await self._shim.finish_output(offsets, spill=spill)
-        except ShimError as error:
-            log.debug("container %s: its clients are not told of the end: %s", container_id, error)
-        finally:
-            if spill is not None:
-                os.close(spill)
-        await engine.pump.remove(container_id)
+            await engine.pump.drained(container_id)
+            offsets = await engine.pump.offsets(container_id)
+            spill = await engine.pump.hand_over(container_id)
+            try:
+                await self._shim.finish_output(offsets, spill=spill)
+            except ShimError as error:
+                log.debug("container %s: its clients are not told of the end: %s", container_id, error)
+            finally:
+                if spill is not None:
+                    os.close(spill)
+        finally:  # whatever happened, nobody may wait for more
+            await engine.pump.remove(container_id)
 
     async def leave(self) -> None:
         """Let go of the log of a container that goes on without this daemon."""

@@ -11,6 +11,7 @@ import gzip
 import operator
 import os
 import struct
+import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from moorage_guest.logs.times import fixed_text
 #: Bytes of a file that are read at once.
 BLOCK = 256 * 1024
 
+#: Bytes in a long frame at most.
+_LONG = 32 * 1024
+
 _FRAME = struct.Struct("!BxxxI")
 #: The head of a frame with a line of so many bytes and a newline.
 _HEADS = {stream: [_FRAME.pack(stream, length + 1) for length in range(1024)] for stream in (1, 2)}
@@ -35,7 +39,8 @@ _HEADS = {stream: [_FRAME.pack(stream, length + 1) for length in range(1024)] fo
 class LogQuery:
     """What to read. ``tail`` None is all; times in nanoseconds since the epoch, 0 is no bound.
 
-    ``multiplexed``: as the Engine API frames streams without a tty, one frame a line.
+    ``multiplexed``: as the Engine API frames streams without a tty, one frame a line; with ``long_frames`` as many lines
+    in a frame as came together.
     """
 
     stdout: bool = True
@@ -47,23 +52,28 @@ class LogQuery:
     timestamps: bool = False
     details: bool = False
     multiplexed: bool = False
+    long_frames: bool = False
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a reader is: everything before ``time_ns`` and ``count`` bytes of the records of that time."""
+    """How far a reader is: everything before ``time_ns`` and ``count`` bytes of the records of that time.
+
+    ``open`` are the streams whose last line goes on behind it.
+    """
 
     time_ns: int
     count: int
+    open: tuple[int, ...] = ()
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
         """Return a record that `from_json` takes."""
-        return {"time": self.time_ns, "count": self.count}
+        return {"time": self.time_ns, "count": self.count, "open": list(self.open)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Position":
         """Take up what `to_json` returned. Raises KeyError or ValueError."""
-        return cls(int(record["time"]), int(record["count"]))
+        return cls(int(record["time"]), int(record["count"]), tuple(record.get("open", ())))
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,12 @@ class LogChunk:
 def frame(stream: int, data: bytes) -> bytes:
     """Return one frame of the multiplexed stream."""
     return _FRAME.pack(stream, len(data)) + data
+
+
+def frame_long(stream: int, data: bytes) -> bytes:
+    """Return ``data`` in few frames; each fits into the buffer with which Go clients begin."""
+    pieces = (data[at : at + _LONG] for at in range(0, len(data), _LONG))
+    return b"".join(frame(stream, piece) for piece in pieces)
 
 
 def frame_lines(stream: int, data: bytes) -> bytes:
@@ -98,12 +114,15 @@ async def read_logs(
 ) -> AsyncGenerator[LogChunk, None]:
     """Yield the log, and with ``query.follow`` and a notifier what comes, until that is closed.
 
-    ``position`` goes on after an earlier chunk and makes ``tail`` meaningless. A log that is not there is empty.
+    ``position`` goes on after an earlier chunk and makes ``tail`` meaningless: with that, the first chunk is empty and says
+    where the tail begins. A log that is not there is empty.
     Raises OSError. The iterator is to be closed (`contextlib.aclosing`).
     """
     reading = _Reading(path, format_, query, position)
     try:
         await asyncio.to_thread(reading.start)
+        if position is None and reading.position is not None:
+            yield LogChunk(b"", reading.position)
         while True:
             seen = -1 if notifier is None else notifier.version
             ended = notifier is None or notifier.closed
@@ -208,7 +227,6 @@ class _Reading:
     _source: _Source | None = None
     _opened: bool = False
     _offset: int = 0
-    _surplus: int = 0
     _time: int = 0
     _count: int = 0
     _line_open: dict[int, bool] = field(default_factory=dict)
@@ -217,6 +235,7 @@ class _Reading:
         """Open the first file to read, at the right place."""
         self._files = _open_all(self.path)
         if self.position is not None:
+            self._line_open = dict.fromkeys(self.position.open, True)
             self._seek_time(self.position.time_ns)
         elif self.query.tail is not None:
             self._seek_tail(self.query.tail)
@@ -301,6 +320,7 @@ class _Reading:
         if self._time:
             self.position = Position(self._time, self._count)
             self._time = self._count = 0
+        if self.position is not None:
             self._seek_time(self.position.time_ns)
         else:
             self._drop(len(self._files) - 1)
@@ -353,12 +373,49 @@ class _Reading:
         left = count
         for index in range(len(self._files) - 1, -1, -1):
             source = self._files[index]
-            offset, found = (source.size(), 0) if left <= 0 else self._last(source, left)
+            if left <= 0:
+                offset, found = source.sound_size(self.format), 0
+            else:
+                offset, found = self._last(source, left)
             if found >= left or index == 0:
                 self._begin(index, offset)
-                self._surplus = max(0, found - left)
+                self._mark(source, max(0, found - left), oldest=index == 0)
                 return
             left -= found
+        self.position = Position(0, 0)
+
+    def _mark(self, source: _Source, surplus: int, *, oldest: bool) -> None:
+        """Turn the offset to begin at, and lines to leave out behind it, into a position, which outlives the daemon."""
+        ahead = iter(self.format.decode(self._block()))
+        following = next(ahead, None)
+        time_ns, count = 0 if following is None else following.time_ns, 0
+        start, before = self._before(source, self._offset, time_ns)
+        if following is None:
+            time_ns = before[-1].time_ns if before else 0 if oldest else time.time_ns()
+        count = sum(len(run.data) for run in before if run.time_ns == time_ns)
+        while surplus and following is not None:
+            if following.time_ns != time_ns:
+                time_ns, count = following.time_ns, 0
+            end = 0
+            while surplus and end < len(following.data):
+                end = following.data.find(b"\n", end) + 1 or len(following.data)
+                surplus -= 1
+            count += end
+            following = next(ahead, None)
+        self.position = Position(time_ns, count)
+        self._offset = start
+
+    def _before(self, source: _Source, offset: int, time_ns: int) -> tuple[int, list[Run]]:
+        """Return the runs before an offset back to all of ``time_ns`` (0: of the last one's time), and where they begin."""
+        length = BLOCK
+        while True:
+            start = max(0, offset - length)
+            block = source.read(start, offset - start)
+            first, _ = self.format.last(block, sys.maxsize, from_start=start == 0)
+            runs = list(self.format.decode(block[first:]))
+            if start == 0 or (runs and runs[0].time_ns < (time_ns or runs[-1].time_ns)):
+                return start + first, runs
+            length *= 4
 
     def _last(self, source: _Source, count: int) -> tuple[int, int]:
         size = source.sound_size(self.format)
@@ -379,7 +436,8 @@ class _Reading:
             parts.append(self._take(run))
             if self.past_until:
                 break
-        return LogChunk(b"".join(parts), Position(self._time, self._count))
+        open_ = tuple(sorted(stream for stream, goes_on in self._line_open.items() if goes_on))
+        return LogChunk(b"".join(parts), Position(self._time, self._count, open_))
 
     def _take(self, run: Run) -> bytes:
         """Return what the client gets of a run, and count it."""
@@ -395,8 +453,6 @@ class _Reading:
         else:
             self._time, self._count = run.time_ns, len(data)
         data = data[skip:]
-        if self._surplus:
-            data = self._drop_surplus(data)
         query = self.query
         if query.until_ns and run.time_ns > query.until_ns:
             self.past_until = True
@@ -405,14 +461,9 @@ class _Reading:
             return b""
         if query.timestamps or query.details:
             data = self._with_prefix(run, data)
-        return frame_lines(run.stream, data) if query.multiplexed else data
-
-    def _drop_surplus(self, data: bytes) -> bytes:
-        while self._surplus and data:
-            end = data.find(b"\n") + 1
-            data = data[end:] if end else b""
-            self._surplus -= 1
-        return data
+        if not query.multiplexed:
+            return data
+        return frame_long(run.stream, data) if query.long_frames else frame_lines(run.stream, data)
 
     def _with_prefix(self, run: Run, data: bytes) -> bytes:
         prefix = b""
