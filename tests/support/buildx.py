@@ -1,0 +1,85 @@
+"""Debian's buildx plugin, unpacked but not installed, and a stand-in for the image of BuildKit that it works with."""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+IMAGE = "moby/buildkit:buildx-stable-1"
+
+SUITE = "trixie"
+TOOLS = Path(__file__).parents[2] / ".cache" / "tools"
+
+_BUILDKITD = """#!/bin/sh
+echo "$@" > /var/lib/buildkit/arguments
+exec sleep 100000
+"""
+
+#: Speaks as much HTTP/2 as one call of gRPC needs. Every call is answered alike, with what a list of workers looks like.
+_BUILDCTL = """#!/bin/sh
+[ "$1" = dial-stdio ] || exit 0
+cat /answers/hello
+dd bs=1 count=60 of=/answers/asked 2>/dev/null
+cat /answers/workers
+exec cat > /dev/null
+"""
+
+
+def plugin() -> Path:
+    """Return the plugin's file; Debian's package is unpacked on first use (about 80 MB)."""
+    root = TOOLS / "buildx-root"
+    found = root / "usr/libexec/docker/cli-plugins/docker-buildx"
+    if not found.exists():
+        TOOLS.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=TOOLS, prefix="buildx-"))
+        try:
+            fetch = ["mmdebstrap", "--mode=chrootless", "--variant=extract", "--format=directory"]
+            fetch += ["--aptopt=APT::Install-Recommends false", "--include=docker-buildx", SUITE, str(work / "root")]
+            done = subprocess.run(fetch, capture_output=True, text=True, timeout=240, check=False)
+            if done.returncode != 0:
+                raise AssertionError(f"cannot unpack docker-buildx of Debian {SUITE}: {done.stderr[-2000:]}")
+            shutil.rmtree(root, ignore_errors=True)
+            (work / "root").rename(root)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def write_context(folder: Path) -> None:
+    """Write a build context for `IMAGE`: a buildkitd that only waits and a buildctl that gives prepared answers."""
+    platform = _field(1, b"amd64") + _field(2, b"linux")
+    worker = _field(1, b"stand-in") + _field(3, platform)
+    go_away = b"\0\0\0\1" + bytes(4)  # stream 1 was the last: the next call makes a connection of its own
+    files: dict[str, str | bytes] = {
+        "bin/buildkitd": _BUILDKITD,
+        "bin/buildctl": _BUILDCTL,
+        "answers/hello": _frame(4, 0, 0) + _frame(4, 1, 0),
+        "answers/workers": _answer(1, _field(1, worker)) + _frame(7, 0, 0, go_away),
+        "Dockerfile": "FROM busybox\nCOPY --chmod=755 bin /usr/bin/\nCOPY answers /answers\n"
+        'RUN mkdir -p /var/lib/buildkit /etc/buildkit\nENTRYPOINT ["buildkitd"]\n',
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A field of protobuf with a length; short values only."""
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def _frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
+
+
+def _header(name: bytes, value: bytes) -> bytes:
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def _answer(stream: int, message: bytes) -> bytes:
+    """A successful answer of gRPC: headers, one message, trailers."""
+    status_200 = b"\x88"
+    head = status_200 + _header(b"content-type", b"application/grpc")
+    data = b"\0" + len(message).to_bytes(4, "big") + message
+    return _frame(1, 4, stream, head) + _frame(0, 0, stream, data) + _frame(1, 5, stream, _header(b"grpc-status", b"0"))
