@@ -60,6 +60,36 @@ def test_a_start_whose_daemon_was_killed_is_finished_and_known(both: tuple[Moore
     assert moored.docker("rm", "begun") == "begun"
 
 
+@pytest.mark.parametrize(("command", "code", "output"), [("echo in; exit 5", 5, "in\n"), ("", 127, "")])
+def test_an_exec_whose_daemon_was_killed_goes_on_with_its_client(
+    both: tuple[Moored, Runtime], command: str, code: int, output: str
+) -> None:
+    moored, runtime = both
+    moored.docker("run", "-d", "--name", "asked", "--network=none", "busybox", "sleep", "1000")
+    runtime.hold("exec")
+    with moored.docker_popen("exec", "asked", *(("sh", "-c", command) if command else ("/no/such",))) as client:
+        assert client.stdout is not None
+        runtime.wait_held()
+        _kill_daemon(moored)
+        wait_for("the daemon to answer", moored.answers)
+        runtime.release()
+        assert (client.wait(DEADLINE), client.stdout.read().decode()) == (code, output)
+    moored.docker("rm", "-f", "asked")
+
+
+def test_an_exec_lost_between_its_client_and_the_shim_has_not_succeeded(both: tuple[Moored, Runtime]) -> None:
+    """The client was told that it begins, and asks for the exit code when its connection breaks; null would be 0 to it."""
+    moored, _ = both
+    container = moored.docker("run", "-d", "--name", "unasked", "--network=none", "busybox", "sleep", "1000")
+    session = moored.api.post(f"/containers/{container}/exec", {"Cmd": ["true"]}).json["Id"]
+    record = moored.exec_root / "exec" / container / f"{session}.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"started": True}))
+    _kill_daemon(moored)
+    found = moored.api.get(f"/exec/{session}/json").json
+    assert (found["Running"], found["ExitCode"]) == (False, 255)
+    moored.docker("rm", "-f", "unasked")
+
+
 def test_docker_run_rm_whose_start_was_lost_ends_and_leaves_nothing(both: tuple[Moored, Runtime]) -> None:
     """The CLI waits for its container's removal when the start fails: without it it would hang for ever."""
     moored, _ = both

@@ -88,7 +88,7 @@ def routes(engine: Containers) -> list[Route]:
         if body.detach:
             await execs.start(engine, container, session, console_size=size)
             return empty_response(200)
-        session.started = True
+        execs.begin(engine, session)
         multiplexed = not session.config.tty
         kind = MULTIPLEXED if multiplexed and request.api_version >= (1, 42) else RAW
         try:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: The exit code of a session whose start was lost with its daemon.
+UNKNOWN_EXIT = 255
+
 #: dockerd's words around the runtime's; the client reads the reason out of it.
 FAILED = "OCI runtime exec failed: {}: unknown"
 
@@ -65,7 +68,10 @@ class Exec:
 
     def to_record(self) -> dict[str, Any]:
         """Return what a later daemon needs."""
-        return {"version": 1, "id": self.id, "container_id": self.container_id, "config": vars(self.config)}
+        return {
+            "version": 1, "id": self.id, "container_id": self.container_id, "config": vars(self.config),
+            "started": self.started,
+        }  # fmt: skip
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Exec":
@@ -75,7 +81,7 @@ class Exec:
             config[name] = tuple(config[name])
         if config["console_size"] is not None:
             config["console_size"] = tuple(config["console_size"])
-        return cls(record["id"], record["container_id"], ExecConfig(**config))
+        return cls(record["id"], record["container_id"], ExecConfig(**config), started=record.get("started", False))
 
     def to_api(self) -> dict[str, Any]:
         """Return the answer of GET /exec/{id}/json."""
@@ -145,6 +151,13 @@ def check_startable(engine: "Containers", session: Exec) -> Container:
     return container
 
 
+def begin(engine: "Containers", session: Exec) -> None:
+    """Note that a session is about to be started: a client that has been told so must never read an exit code of none."""
+    session.started = True
+    if not session.internal:
+        _keep(engine, session)
+
+
 async def start(
     engine: "Containers",
     container: Container,
@@ -161,7 +174,8 @@ async def start(
 
     Raises EngineError in dockerd's words; the session has ended then, with 126 or 127 where the command is at fault.
     """
-    session.started = True
+    if not session.started:
+        begin(engine, session)
     config = session.config
     if tty is not None and tty != config.tty:
         config = replace(config, tty=tty)
@@ -310,6 +324,8 @@ def restore(engine: "Containers", container: Container, status: ShimStatus) -> N
                 session.ended.set()
                 code = 0 if known.exit_code is None else known.exit_code
                 engine.publish(container, "exec_die", time_ns=known.at_ns, execID=session.id, exitCode=str(code))
+        elif session.started:  # its daemon was killed before it had told the shim
+            _failed(session, UNKNOWN_EXIT)
         engine.execs[session.id] = session
         container.exec_ids.append(session.id)
 

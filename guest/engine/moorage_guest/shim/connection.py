@@ -115,6 +115,11 @@ class Request:
         self.blob = message.blob
         self.fds = message.fds
 
+    @property
+    def heard(self) -> bool:
+        """Whether who asked is still there."""
+        return not self._connection.closed
+
     def take_fd(self) -> int:
         """Take the next descriptor that came along."""
         if not self.fds:

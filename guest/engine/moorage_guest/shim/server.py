@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Server:
         if self._container.starting:
             self._asked_meanwhile.append(request)
             return
-        execs = [session.status() for session in self._execs.values() if session.pid]
+        execs = [session.status() for session in self._execs.values()]
         request.answer({**self._container.status(), "execs": execs})
 
     def _do_fill(self, request: Request) -> None:
@@ -131,6 +132,10 @@ class Server:
             else:
                 self._execs.pop(options.exec_id, None)
                 request.refuse(failure.code, str(failure))
+                if not request.heard:  # a daemon that came back meanwhile believes that it runs
+                    code = 127 if failure.code == "not_found" else 126
+                    self._emit({"event": "exec_exited", "exec_id": options.exec_id, "code": code,
+                                "at_ns": time.time_ns()})  # fmt: skip
 
         session.start(self._folder, self._container.spec.container_id, done)
 
