@@ -9,11 +9,13 @@ import struct
 import tarfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from docker.errors import APIError
 
+from tests.support.leaks import cgroups
 from tests.support.moored import DEADLINE, Moored, wait_for
 from tests.support.openapi import Api
 
@@ -342,6 +344,41 @@ def test_stats_are_numbers_and_none_for_a_stopped_one(api: Api) -> None:
         api.post(f"/containers/{container}/kill")
         ended = json.loads(api.call("GET", f"/containers/{container}/stats", query={"stream": 0}).body)
         assert ended["memory_stats"] == {}
+
+
+def test_log_frames_are_lines_but_for_the_docker_cli(moored: Moored, api: Api) -> None:
+    with made(api, {"Cmd": ["seq", "1000"]}) as container:
+        api.post(f"/containers/{container}/start")
+        api.post(f"/containers/{container}/wait")
+        found = {}
+        for agent in ("docker-sdk-python/7", "Docker-Client/28.0.0 (linux)"):
+            reply = api.call("GET", f"/containers/{container}/logs", query={"stdout": 1}, headers={"User-Agent": agent})
+            found[agent[:6]] = [data for _, data in frames(reply.body)]
+        assert found["docker"] == [b"%d\n" % number for number in range(1, 1001)]
+        assert b"".join(found["Docker"]) == b"".join(found["docker"])
+        assert len(found["Docker"]) < 100
+
+
+def test_start_that_the_kernel_refuses_leaves_no_cgroup(moored: Moored, api: Api) -> None:
+    host = {"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1000}]}  # no block device
+    with made(api, {"HostConfig": host}) as container:
+        assert api.call("POST", f"/containers/{container}/start", check=False).status == 500
+        assert [name for name in cgroups(moored) if container in name] == []
+
+
+def test_cpu_quota_is_taken_away_live(moored: Moored, api: Api) -> None:
+    with made(api, {"HostConfig": {"CpuQuota": 50_000}}, start=True) as container:
+        folder = next(Path(name) for name in cgroups(moored) if name.endswith(container) and _quota(Path(name)))
+        assert _quota(folder).startswith("50000")
+        api.post(f"/containers/{container}/update", {"CpuQuota": -1})
+        assert _quota(folder).split()[0] in ("-1", "max")
+        assert api.get(f"/containers/{container}/json").json["HostConfig"]["CpuQuota"] == -1
+        api.post(f"/containers/{container}/restart", t=0)
+
+
+def _quota(folder: Path) -> str:
+    files = (folder / "cpu.cfs_quota_us", folder / "cpu.max")
+    return next((file.read_text() for file in files if file.exists()), "")
 
 
 def test_client_that_never_reads_holds_up_nobody(moored: Moored, api: Api) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.support.api_table import operations
 from tests.support.fuzzing import Case, Names, cases, send
 from tests.support.images import busybox_archive
-from tests.support.leaks import Holdings, holdings, leaked
+from tests.support.leaks import Holdings, cgroups, holdings, leaked
 from tests.support.moored import Moored, running_moored, wait_for
 from tests.support.openapi import specification
 from tests.support.strangeconfigs import host_configs
@@ -191,7 +191,7 @@ def test_strange_but_well_formed_containers_start_or_are_refused(fuzzed: Fuzzed)
     @_settings(REQUESTS * 5)
     @given(st.data())
     def each(data: st.DataObject) -> None:
-        body = data.draw(host_configs())
+        body = data.draw(host_configs(fuzzed.moored.sandbox.root.name))
         made = api.call("POST", "/containers/create", body=body, check=False)
         fuzzed.statuses[made.status] += 1
         if made.status == 500:
@@ -208,6 +208,8 @@ def test_strange_but_well_formed_containers_start_or_are_refused(fuzzed: Fuzzed)
             removed = api.call("DELETE", f"/containers/{made.json['Id']}", query={"force": 1, "v": 1}, check=False)
             if removed.status not in (204, 404, 409):
                 fuzzed.faults.append(f"remove: {removed.body!r} for {json.dumps(body)}")
+            if left := [name for name in cgroups(fuzzed.moored) if made.json["Id"] in name]:
+                fuzzed.faults.append(f"cgroups stay: {left[:2]} after {start.body!r} for {json.dumps(body)}")
 
     each()
     print(f"starts answered with {dict(started)}")

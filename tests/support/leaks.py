@@ -30,7 +30,6 @@ class Holdings:
 def holdings(moored: Moored) -> Holdings:
     """Return what the engine holds now. Blocking."""
     run, pid = moored.sandbox.run, moored.daemon_pid()
-    root = moored.sandbox.root
     # A process that lasts: kernel threads and this look itself are none.
     look = "for p in /proc/[0-9]*; do echo \"$(readlink $p/exe) $(tr '\\0' ' ' < $p/cmdline)\"; done 2>/dev/null"
     seen = run("sh", "-c", look).stdout.splitlines()
@@ -49,7 +48,7 @@ def holdings(moored: Moored) -> Holdings:
         processes=frozenset(processes),
         links=frozenset(line.split(":")[1].strip() for line in run("ip", "-o", "link").stdout.splitlines()),
         namespaces=frozenset(run("sh", "-c", names).stdout.splitlines()),
-        cgroups=frozenset(_cgroups(root.name)),
+        cgroups=frozenset(cgroups(moored)),
         files=frozenset(_files(moored)),
         rules=frozenset(_NUMBERS.sub("0", line) for line in run("nft", "list", "ruleset").stdout.splitlines()),
         descriptors=len(run("ls", f"/proc/{pid}/fd").stdout.splitlines()),
@@ -69,9 +68,10 @@ def leaked(before: Holdings, after: Holdings) -> Mapping[str, object]:
     return found
 
 
-def _cgroups(name: str) -> Iterator[str]:
+def cgroups(moored: Moored) -> Iterator[str]:
+    """Yield the cgroups of the engine's containers, in all hierarchies."""
     for hierarchy in Path("/sys/fs/cgroup").iterdir():
-        parent = hierarchy / name
+        parent = hierarchy / moored.sandbox.root.name
         if parent.is_dir():
             yield from (str(each) for each in parent.rglob("*") if each.is_dir())
 

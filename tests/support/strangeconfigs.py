@@ -31,7 +31,7 @@ _ONE: dict[str, Sequence[Any]] = {
     "UsernsMode": ("", "host", "private"),
     "CgroupnsMode": ("", "host", "private", "x"),
     "Cgroup": ("", "container:fuzz-runs"),
-    "CgroupParent": ("", "fuzz-parent", "/../../x", "a.slice"),
+    "CgroupParent": ("", "p", "/p/../../q/p", "a.slice"),
     "Runtime": ("", "crun", "runc", "moorage", "io.containerd.runc.v2", "no-such"),
     "Isolation": ("", "default", "hyperv"),
     "VolumeDriver": ("", "local", "no-such"),
@@ -94,11 +94,12 @@ _CONFIG: dict[str, Sequence[Any]] = {
 
 
 @st.composite
-def host_configs(draw: Callable[..., Any]) -> dict[str, Any]:
-    """A body of create; the image is always busybox."""
+def host_configs(draw: Callable[..., Any], parent: str) -> dict[str, Any]:
+    """A body of create; the image is always busybox, and the cgroups are below ``parent`` whatever they are called."""
     host: dict[str, Any] = {}
     for name in draw(st.lists(st.sampled_from(sorted(_ONE)), max_size=3, unique=True)):
-        host[name] = draw(st.sampled_from(_ONE[name]))
+        value = draw(st.sampled_from(_ONE[name]))
+        host[name] = f"/{parent}/{value}" if name == "CgroupParent" and value else value
     for name in draw(st.lists(st.sampled_from(sorted(_SOME)), max_size=2, unique=True)):
         chosen = draw(st.lists(st.sampled_from(_SOME[name]), max_size=2))
         host[name] = dict(chosen) if chosen and isinstance(chosen[0], tuple) else chosen

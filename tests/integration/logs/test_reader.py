@@ -91,6 +91,25 @@ async def test_frames_are_one_line_each(tmp_path: Path, log_format: Format) -> N
     writer.file.close()
 
 
+async def test_long_frames_hold_many_lines_of_one_stream(tmp_path: Path, log_format: Format) -> None:
+    writer = Writer(tmp_path, log_format)
+    writer.write(1, b"".join(b"line %d\n" % number for number in range(10_000)))
+    writer.write(2, b"error\n")
+    data = await writer.read(LogQuery(multiplexed=True, long_frames=True))
+    found = []
+    while data:
+        length = int.from_bytes(data[4:8], "big")
+        assert 0 < length <= 32 * 1024
+        found.append((data[0], data[8 : 8 + length]))
+        data = data[8 + length :]
+    assert b"".join(text for stream, text in found if stream == 1) == b"".join(
+        line for stream, _, line in writer.lines if stream == 1
+    )
+    assert found[-1] == (2, b"error\n")
+    assert len(found) < 20
+    writer.file.close()
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 900, 2999, 10_000])
 async def test_tail_gives_the_last_lines(tmp_path: Path, log_format: Format, count: int) -> None:
     writer = filled(tmp_path, log_format)

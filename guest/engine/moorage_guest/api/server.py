@@ -209,7 +209,8 @@ class ApiServer:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            closed = request.transport is None or request.transport.is_closing()
+            if closed and isinstance(error, ConnectionError | RuntimeError):  # the latter is sendfile's
                 log.debug("%s %s: the client is gone", request.method, request.path)
                 response = error_response(503, "the client has closed its connection")  # goes nowhere, quietly
             else:

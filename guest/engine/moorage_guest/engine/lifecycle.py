@@ -13,6 +13,7 @@ from moorage_guest.engine.shims import OciError, ShimError, ShimGone
 from moorage_guest.engine.signals import parse_signal
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemError_
+from moorage_guest.oci import cgroups
 from moorage_guest.oci.limits import drop_unsupported
 from moorage_guest.oci.resources import update_resources
 from moorage_guest.sysinfo import cgroup_facts
@@ -279,7 +280,9 @@ async def update(engine: Containers, container: Container, changes: HostConfig) 
                 limits["pids"] = {"limit": -1}
             try:
                 await shim.update(limits)
-            except OciError as error:
+                if changes.cpu_quota < 0:
+                    await asyncio.to_thread(cgroups.unlimit_cpu, container.cgroup_path)
+            except (OciError, OSError) as error:
                 raise SystemError_(f"Cannot update container {container.id}: {error}") from error
         container.host_config = host
         await engine.save(container)

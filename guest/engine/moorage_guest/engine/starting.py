@@ -20,6 +20,7 @@ from moorage_guest.engine.record import Container, MountRecord
 from moorage_guest.engine.shims import OciError, ShimGone, ShimRequest
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemError_
+from moorage_guest.oci import cgroups
 from moorage_guest.oci.spec import SpecRequest, build_spec
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ async def start_locked(engine: Containers, container: Container) -> None:
     except Exception as error:
         failure, code = _worded(container, error)
         await ending.take_down(engine, container)
+        await asyncio.to_thread(cgroups.remove, container.cgroup_path)
         await ending.start_failed(engine, container, str(failure), code)
         raise failure from error
     engine.publish(container, "start")

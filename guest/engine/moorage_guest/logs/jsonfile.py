@@ -109,29 +109,24 @@ class JsonFile:
 
     def decode(self, block: bytes) -> Iterator[Run]:
         """See `Format.decode`."""
-        lines = block.split(b"\n")
-        index, end = 0, 0
-        while index < len(lines) - 1:
-            line = lines[index]
-            tail = _tail_of(line)
+        at = 0
+        while (newline := block.find(b"\n", at)) >= 0:
+            tail = _tail_of(block[at:newline])
             if tail is not None:
                 # All records that came together have the same end: their text is what differs.
-                after = index + 1
-                whole = b"\\n" + tail.text
-                if line.endswith(whole):
-                    while lines[after].endswith(whole):
-                        after += 1
-                width = -len(whole)
-                texts = [each[len(_OPEN) : width] for each in lines[index:after]]
-                data = _join(texts, line, tail)
+                whole = b"\\n" + tail.text + b"\n"
+                if block.startswith(whole, newline + 1 - len(whole)):
+                    end = _end_of_run(block, at, newline + 1, whole)
+                    data = _text_of_run(block[at + len(_OPEN) : end - len(whole)], whole + _OPEN)
+                else:
+                    end = newline + 1
+                    data = _text_of_part(block[at + len(_OPEN) : newline - len(tail.text)])
                 if data is not None:
-                    end += sum(map(len, lines[index:after])) + after - index
                     yield Run(tail.stream, tail.time_ns, data, tail.attributes, end)
-                    index = after
+                    at = end
                     continue
-            end += len(line) + 1
-            index += 1
-            run = _decode_record(line, end)
+            run = _decode_record(block[at:newline], newline + 1)
+            at = newline + 1
             if run is not None:
                 yield run
 
@@ -196,16 +191,37 @@ def _tail_of(line: bytes) -> _Tail | None:
     return _Tail(text, STDERR if name == b"stderr" else STDOUT, time_ns, attributes)
 
 
-def _join(texts: list[bytes], first: bytes, tail: _Tail) -> bytes | None:
-    """Return the bytes of records that end in a newline, or of a single one that does not; None if it is malformed."""
+def _end_of_run(block: bytes, start: int, end: int, whole: bytes) -> int:
+    """Return where the records end that follow the one at ``start`` and end as it does; ``end`` is where that one ends."""
+    width = 4096
+    while (newline := block.find(b"\n", end)) >= 0:
+        if not block.startswith(_OPEN, end) or not block.startswith(whole, newline + 1 - len(whole)):
+            break
+        # Look further and further ahead, so that neither short nor long runs are looked at more than a few times.
+        width *= 4
+        last = block.rfind(whole, newline, min(len(block), end + width))
+        end = newline + 1 if last < 0 else last + len(whole)
+    if block.count(b"\n", start, end) == block.count(whole + _OPEN, start, end) + 1:
+        return end
+    # Something else stands in between: go on line by line to where it does.
+    end = block.index(b"\n", start) + 1
+    while (newline := block.find(b"\n", end)) >= 0:
+        if not block.startswith(_OPEN, end) or not block.startswith(whole, newline + 1 - len(whole)):
+            break
+        end = newline + 1
+    return end
+
+
+def _text_of_run(texts: bytes, between: bytes) -> bytes | None:
+    """Return the bytes of records that end in a newline, given without their ends; None if one is malformed."""
+    data = texts.replace(between, b"\n") + b"\n"
+    return data if b"\\" not in data else _text_of_part(data)
+
+
+def _text_of_part(text: bytes) -> bytes | None:
+    """Return the bytes of a record; None if it is malformed."""
     try:
-        if first.endswith(b"\\n" + tail.text):
-            data = b"\n".join(texts) + b"\n"
-            if b"\\" not in data:
-                return data
-            if len(texts) > 1:
-                return unescape(data)
-        return unescape(first[len(_OPEN) : -len(tail.text)])
+        return unescape(text)
     except ValueError:
         return None
 

@@ -4,6 +4,7 @@ Both cgroup v2 (the guest) and v1. Everything is read from /sys/fs/cgroup; a con
 Field names are the Engine API's.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -58,6 +59,26 @@ def processes(cgroup_path: str) -> list[int]:
     for path, _, _ in os.walk(folder(cgroup_path, "pids")):
         found.update(int(word) for word in _text(Path(path, "cgroup.procs")).split())
     return sorted(found)
+
+
+def remove(cgroup_path: str) -> None:
+    """Remove a cgroup without processes, and those below it, where it is still there; the runtime leaves one half made.
+
+    Quiet about what is in use.
+    """
+    tops = [ROOT] if is_v2() else [each for each in ROOT.iterdir() if each.is_dir() and not each.is_symlink()]
+    for top in tops:
+        for path, _, _ in os.walk(top / cgroup_path.lstrip("/"), topdown=False):
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
+
+
+def unlimit_cpu(cgroup_path: str) -> None:
+    """Take away a running container's CPU quota. Raises OSError."""
+    if is_v2():
+        (folder(cgroup_path, "") / "cpu.max").write_text("max")
+    else:
+        (folder(cgroup_path, "cpu") / "cpu.cfs_quota_us").write_text("-1")
 
 
 def is_frozen(cgroup_path: str) -> bool:

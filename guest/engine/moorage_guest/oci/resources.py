@@ -26,7 +26,7 @@ def cpu_resources(host: HostConfig) -> dict[str, Any]:
         cpu["period"], cpu["quota"] = 100_000, host.nano_cpus * 100_000 // 1_000_000_000
     if host.cpu_period:
         cpu["period"] = host.cpu_period
-    if host.cpu_quota:
+    if host.cpu_quota > 0:  # below 0 is no limit, which the runtime writes as a number that the kernel refuses
         cpu["quota"] = host.cpu_quota
     if host.cpu_realtime_period:
         cpu["realtimePeriod"] = host.cpu_realtime_period

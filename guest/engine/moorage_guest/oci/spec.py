@@ -4,6 +4,7 @@ Everything that needs other parts of the daemon (root file system, mounts, netwo
 containers) is resolved by the caller and handed in; nothing is started or mounted here.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ def default_cgroupns_mode(cgroup_version: str) -> str:
 
 def cgroup_path(container_id: str, cgroup_parent: str) -> str:
     """Return the container's cgroup below each hierarchy's root."""
-    parent = (cgroup_parent or DEFAULT_CGROUP_PARENT).strip("/")
+    parent = os.path.normpath(f"/{cgroup_parent or DEFAULT_CGROUP_PARENT}").strip("/")  # ".." leads nowhere
     return f"/{parent}/{container_id}" if parent else f"/{container_id}"
 
 
