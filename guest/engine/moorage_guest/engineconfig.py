@@ -18,7 +18,6 @@ class SettingsError(Exception):
 
 def engine_settings(config: DaemonConfig) -> EngineSettings:
     """Return what containers are made and run by. Raises SettingsError for a seccomp profile that cannot be read."""
-    runtime = DEFAULT_RUNTIME if config.default_runtime in ("", "runc") else config.default_runtime
     cgroup_version = sysinfo.cgroup_facts().version
     return EngineSettings(
         live_restore=config.live_restore,
@@ -36,7 +35,7 @@ def engine_settings(config: DaemonConfig) -> EngineSettings:
         ulimits={
             name: Ulimit(name=name, soft=limit.soft, hard=limit.hard) for name, limit in config.default_ulimits.items()
         },
-        default_runtime=runtime,
+        default_runtime=config.default_runtime or DEFAULT_RUNTIME,
         shutdown_timeout=config.shutdown_timeout,
         storage_driver=config.storage_driver,
         cgroup_version=cgroup_version,

@@ -200,7 +200,7 @@ class _Handlers:
                 ),
             )
 
-        return await streamed(request, work)
+        return await streamed(request, work, always=True)
 
     async def save_one(self, request: ApiRequest) -> web.StreamResponse:
         return await self._save(request, [request.match_info["name"]])
@@ -247,11 +247,16 @@ def _platform(request: ApiRequest) -> platforms.Platform | None:
 
 
 async def streamed(
-    request: ApiRequest, work: "Callable[[ProgressQueue], Any]", content_type: str = "application/json"
+    request: ApiRequest,
+    work: "Callable[[ProgressQueue], Any]",
+    content_type: str = "application/json",
+    *,
+    always: bool = False,
 ) -> web.StreamResponse:
     """Answer with the messages that ``work`` sends.
 
-    An error before the first message is answered with its status, a later one in the stream, as dockerd does.
+    An error before the first message is answered with its status, a later one in the stream, as dockerd does;
+    with ``always`` the first one is in the stream, too.
     """
     progress = ProgressQueue()
     failed: list[BaseException] = []
@@ -282,6 +287,8 @@ async def streamed(
         await asyncio.gather(task, watcher, return_exceptions=True)
     if failed:
         log.info("%s %s: %s", request.method, request.path, failed[0])
+        if response is None and always:
+            response = await stream_response(request, content_type)
         if response is None:
             raise failed[0] if isinstance(failed[0], EngineError) else EngineError(str(failed[0]))
         await response.write(_line(failure(failed[0])))

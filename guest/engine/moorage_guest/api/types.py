@@ -1,6 +1,6 @@
 """Models of what clients send about containers; field names, defaults and meaning are the Engine API's.
 
-Unknown fields are ignored, as dockerd ignores them. ``null`` where the API has a list or a map means empty.
+Unknown fields are ignored, as dockerd ignores them. ``null`` is as good as a field that is not there.
 Source: the Engine API specification v1.51, definitions ContainerConfig, HostConfig, Mount, HealthConfig, NetworkingConfig.
 """
 
@@ -44,9 +44,11 @@ class ApiModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _any_case(cls, value: Any) -> Any:
-        """Take field names in any case, as Go does: docker-py sends ``detachKeys``."""
+        """Read an object as Go does: names in any case (docker-py sends ``detachKeys``), null as if it were not there."""
         if not isinstance(value, dict):
             return value
+        if None in value.values():
+            value = {key: each for key, each in value.items() if each is not None}
         known = _names(cls)
         if all(not isinstance(key, str) or key in known or key in cls.model_fields for key in value):
             return value

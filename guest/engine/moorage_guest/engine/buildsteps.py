@@ -58,7 +58,7 @@ class ContainerSteps:
         """See the protocol."""
         await asyncio.to_thread(self._engine.store.delete, KIND, container_id)
 
-    async def run(self, container_id: str, output: Callable[[bytes], None]) -> int:
+    async def run(self, container_id: str, output: Callable[[int, bytes], None]) -> int:
         """See the protocol."""
         engine = self._engine
         container = engine.find(container_id)
@@ -99,11 +99,11 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-async def _copy(reader: asyncio.StreamReader, output: Callable[[bytes], None]) -> None:
+async def _copy(reader: asyncio.StreamReader, output: Callable[[int, bytes], None]) -> None:
     """Hand over what comes until the container's streams have ended."""
     try:
         while True:
-            _stream, size = _HEAD.unpack(await reader.readexactly(_HEAD.size))
-            output(await reader.readexactly(size))
+            stream, size = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+            output(stream, await reader.readexactly(size))
     except (asyncio.IncompleteReadError, ConnectionError):
         return

@@ -1,5 +1,6 @@
 """Making an image of a container."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,11 @@ from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.create import merge_image
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.states import Status
-from moorage_guest.errors import Conflict
+from moorage_guest.errors import Conflict, SystemError_
 from moorage_guest.images.build.changes import apply_changes
+
+#: Seconds that the end of a container may take to be told once the runtime says that it is over.
+_ENDING = 5.0
 
 
 async def commit(
@@ -30,9 +34,7 @@ async def commit(
     wanted = ContainerConfig.model_validate(config)
     merged = merge_image(wanted, container.config.to_api())
     result = apply_changes(image_config(merged), changes)
-    paused = pause and container.status == Status.RUNNING
-    if paused:
-        await lifecycle.pause(engine, container)
+    paused = pause and container.status == Status.RUNNING and await _pause(engine, container)
     try:
         image_id = await engine.layers.commit(
             container.id, config=result, reference=reference, comment=comment, author=author,
@@ -43,6 +45,29 @@ async def commit(
             await lifecycle.unpause(engine, container)
     engine.publish(container, "commit", comment=comment, imageID=image_id, imageRef=reference)
     return image_id
+
+
+async def _pause(engine: Containers, container: Container) -> bool:
+    """Pause a running container; false when its end came first, which is just as good: it writes no more."""
+    running = engine.running.get(container.id)
+    try:
+        await lifecycle.pause(engine, container)
+    except Conflict:
+        if container.status.running:
+            raise
+        return False
+    except SystemError_:  # the runtime may know of the end before we have dealt with it
+        if running is None:
+            raise
+        try:
+            async with asyncio.timeout(_ENDING):
+                await running.ended.wait()
+        except TimeoutError:
+            pass
+        if not running.ended.is_set():
+            raise
+        return False
+    return True
 
 
 def image_config(config: ContainerConfig) -> dict[str, Any]:

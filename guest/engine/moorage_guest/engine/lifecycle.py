@@ -184,7 +184,7 @@ async def pause(engine: Containers, container: Container) -> None:
         shim = await engine.shim_of(container)
         try:
             await shim.pause()
-        except OciError as error:
+        except ShimError as error:
             raise SystemError_(f"cannot pause container {container.name}: {error}") from error
         container.move(Status.PAUSED)
         await engine.save(container)
@@ -199,7 +199,7 @@ async def unpause(engine: Containers, container: Container) -> None:
         shim = await engine.shim_of(container)
         try:
             await shim.resume()
-        except OciError as error:
+        except ShimError as error:
             raise SystemError_(f"cannot unpause container {container.name}: {error}") from error
         container.move(Status.RUNNING)
         await engine.save(container)

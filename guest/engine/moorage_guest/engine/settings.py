@@ -10,7 +10,7 @@ from moorage_guest.oci.spec import DEFAULT_SHM_SIZE, SpecDefaults
 #: Seconds between the stop signal and SIGKILL unless a container says otherwise.
 DEFAULT_STOP_TIMEOUT = 10
 
-DEFAULT_RUNTIME = "crun"
+DEFAULT_RUNTIME = "runc"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class EngineSettings:
     #: "", "builtin", "unconfined" or the JSON text of a profile.
     seccomp_profile: str = ""
     ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
-    runtimes: frozenset[str] = frozenset({DEFAULT_RUNTIME, "runc", "io.containerd.runc.v2"})
+    runtimes: frozenset[str] = frozenset({DEFAULT_RUNTIME, "crun", "io.containerd.runc.v2"})
     default_runtime: str = DEFAULT_RUNTIME
     #: Seconds for all containers to stop when the daemon stops with live restore off; -1 is for ever.
     shutdown_timeout: int = 15

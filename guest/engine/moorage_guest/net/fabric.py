@@ -202,6 +202,7 @@ class Fabric:
         if ipv6 and not self.ipv6:
             raise SystemError_("the kernel does not speak IPv6: create the network without --ipv6")
         ipam = request.ipam or requests.Ipam()
+        requests.check_ipam(ipam.config, ipv6=ipv6)  # again, since IPv6 may be the default of default-network-opts
         subnets = self._plan_subnets(ipam, ipv4=ipv4, ipv6=ipv6, only=request.config_only)
         record = NetworkRecord(
             id=network_id,
@@ -209,6 +210,7 @@ class Fabric:
             driver=driver,
             created=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             subnets=subnets,
+            idle_subnets=() if ipv6 else _idle_subnets(ipam),
             options=options,
             labels=dict(request.labels),
             internal=request.internal,
@@ -270,7 +272,7 @@ class Fabric:
         for config in ipam.config:
             if not config.subnet:
                 continue
-            network = ipaddress.ip_network(config.subnet)
+            network = ipaddress.ip_interface(config.subnet).network
             if (network.version == 4 and not ipv4) or (network.version == 6 and not ipv6):
                 continue
             gateway = config.gateway
@@ -401,6 +403,15 @@ def default_pools() -> tuple[Pool, ...]:
     digest = hashlib.sha256(f"moorage-ula-{machine}".encode()).digest()
     ula = ipaddress.IPv6Network((int.from_bytes(b"\xfd" + digest[:5] + bytes(10)), 48))
     return (*parse_pools(DEFAULT_POOLS), Pool(ula, 64))
+
+
+def _idle_subnets(ipam: requests.Ipam) -> tuple[Subnet, ...]:
+    """Return what a network without IPv6 was told of IPv6."""
+    found = []
+    for config in ipam.config:
+        if config.subnet and (network := ipaddress.ip_interface(config.subnet).network).version == 6:
+            found.append(Subnet(str(network), config.ip_range, config.gateway, dict(config.aux)))
+    return tuple(found)
 
 
 def _first_free(network: Network, ip_range: str, aux: set[str]) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

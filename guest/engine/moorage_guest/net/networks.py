@@ -385,7 +385,7 @@ class Networks:
             "IPAM": {
                 "Driver": record.ipam_driver,
                 "Options": record.ipam_options,
-                "Config": [_ipam_view(subnet) for subnet in record.subnets],
+                "Config": [_ipam_view(subnet) for subnet in (*record.subnets, *record.idle_subnets)],
             },
             "Internal": record.internal,
             "Attachable": record.attachable,

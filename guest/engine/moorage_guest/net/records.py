@@ -44,6 +44,8 @@ class NetworkRecord:
     driver: str
     created: str
     subnets: tuple[Subnet, ...] = ()
+    idle_subnets: tuple[Subnet, ...] = ()
+    """IPv6 subnets that were asked for without IPv6: shown, and their addresses taken, to no effect."""
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     internal: bool = False
@@ -79,10 +81,11 @@ class NetworkRecord:
     def from_json(cls, value: dict[str, Any]) -> "NetworkRecord":
         """Read a record back; unknown fields of a newer patch release are left out."""
         known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        known["subnets"] = tuple(
-            Subnet(**{name: raw[name] for name in Subnet.__dataclass_fields__ if name in raw})
-            for raw in value.get("subnets", [])
-        )
+        for kind in ("subnets", "idle_subnets"):
+            known[kind] = tuple(
+                Subnet(**{name: raw[name] for name in Subnet.__dataclass_fields__ if name in raw})
+                for raw in value.get(kind, [])
+            )
         return cls(**known)
 
 

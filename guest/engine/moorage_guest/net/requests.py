@@ -136,7 +136,7 @@ def check_create(request: NetworkCreate) -> None:
             raise Forbidden("a configuration network cannot depend on another configuration network")
     check_options(driver, request.options)
     if request.ipam:
-        check_ipam(request.ipam.config, ipv6=True)
+        check_ipam(request.ipam.config, ipv6=bool(request.enable_ipv6) or boolean(request.options, ENABLE6, False))
 
 
 def check_options(driver: str, options: Mapping[str, str]) -> None:
@@ -174,7 +174,7 @@ def check_options(driver: str, options: Mapping[str, str]) -> None:
 
 
 def check_ipam(configs: Iterable[IpamConfig], *, ipv6: bool) -> None:
-    """Raise one InvalidParameter that lists every fault."""
+    """Raise one InvalidParameter that lists every fault. What an IPv4 network is told of IPv6 is not looked at, as in dockerd."""
     faults: list[str] = []
     seen: list[Network] = []
     for config in configs:
@@ -187,6 +187,8 @@ def check_ipam(configs: Iterable[IpamConfig], *, ipv6: bool) -> None:
                 faults.append(f"invalid subnet {config.subnet}: invalid CIDR block notation")
             continue
         network = loose.network
+        if network.version == 6 and not ipv6:
+            continue
         if loose.ip != network.network_address:
             faults.append(f"invalid subnet {config.subnet}: it should be {network}")
         if network.prefixlen == 0 or network.is_loopback or network.is_multicast or network.is_unspecified:
@@ -259,7 +261,7 @@ def check_endpoint(network: NetworkRecord, settings: EndpointSettings) -> None:
         faults.append("user specified IP address is supported on user defined networks only")
     elif asked is not None and not faults:
         for text, version in ((asked.ipv4_address, 4), (asked.ipv6_address, 6)):
-            subnets = [s for s in network.subnets if s.version == version]
+            subnets = [s for s in (*network.subnets, *network.idle_subnets) if s.version == version]
             if not text:
                 continue
             if subnets and not any(s.by_user for s in subnets):

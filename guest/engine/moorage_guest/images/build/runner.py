@@ -21,8 +21,8 @@ class StepRunner(Protocol):
     async def create(self, step: RunStep) -> str:
         """Make a container and return its id."""
 
-    async def run(self, container_id: str, output: Callable[[bytes], None]) -> int:
-        """Start it, hand over what it writes, in order, and return its exit code once it has ended and is unmounted."""
+    async def run(self, container_id: str, output: Callable[[int, bytes], None]) -> int:
+        """Start it, hand over what it writes to which stream (1 or 2), in order, and return its exit code once it has ended and is unmounted."""
 
     async def keep(self, container_id: str) -> None:
         """Leave it to the user, who wants to look at it."""

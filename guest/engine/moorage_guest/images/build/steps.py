@@ -345,9 +345,10 @@ class StageState:
     def _from_cache(self, config: dict[str, Any], created_by: str) -> bool:
         if self.shop.options.no_cache or self.broken:
             return False
-        found = find_cached(self.shop.images, self.image, config, created_by)
-        if found is None:
+        if self.shop.options.cache_from:  # then these images alone are the cache
             found = from_other_image(self.shop, self.image, config, created_by)
+        else:
+            found = find_cached(self.shop.images, self.image, config, created_by)
         if found is None:
             self.broken = True
             return False
@@ -475,16 +476,16 @@ async def _fetch(url: str, folder: Path, target: str) -> None:
 
 
 class _Output:
-    """Turns the bytes of a command into text for the client, never cutting a character."""
+    """Turns the bytes of a command into text for the client, errors in red, never cutting a character."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
 
-    def feed(self, data: bytes) -> None:
-        if text := self._decoder.decode(data):
-            self._emit(text)
+    def feed(self, stream: int, data: bytes, final: bool = False) -> None:
+        if text := self._decoders[stream].decode(data, final):
+            self._emit(f"\x1b[91m{text}\x1b[0m" if stream == 2 else text)
 
     def end(self) -> None:
-        if text := self._decoder.decode(b"", True):
-            self._emit(text)
+        for stream in self._decoders:
+            self.feed(stream, b"", final=True)
