@@ -60,7 +60,7 @@ _ONE: dict[str, Sequence[Any]] = {
 _SOME: dict[str, Sequence[Any]] = {
     "CapAdd": ("ALL", "NET_ADMIN", "CAP_SYS_ADMIN", "cap_chown", "NO_SUCH", ""), "CapDrop": ("ALL", "CHOWN", "NO_SUCH"),
     "SecurityOpt": ("no-new-privileges", "no-new-privileges:false", "seccomp=unconfined", 'seccomp={"defaultAction":"SCMP_ACT_ALLOW"}', "seccomp={", "apparmor=x", "label=disable", "systempaths=unconfined", "x=y"),
-    "Binds": ("fuzz-volume:/v", "/etc:/e:ro", "/tmp:/t:rshared", "/no/such:/n", "anonymous-x:/", "fuzz-volume:/etc:nocopy", "/dev:/d:z", "/x", ":", "a:b:c:d"),
+    "Binds": ("fuzz-volume:/v", "/etc:/e:ro", "/tmp:/t:rshared", "/proc/no/such:/n", "anonymous-x:/", "fuzz-volume:/etc:nocopy", "/dev:/d:z", "/x", ":", "a:b:c:d"),
     "Tmpfs": (("/t", ""), ("/tmp", "size=64k,mode=1777"), ("/", ""), ("/t2", "size=-1"), ("rel", ""), ("/etc", "noexec,uid=5"), ("/t3", "nonsense=1")),
     "Sysctls": (("net.ipv4.ip_forward", "1"), ("kernel.shmmax", "1000"), ("kernel.panic", "1"), ("net.no.such", "1"), ("fs.mqueue.msg_max", "x"), ("", "")),
     "Dns": ("1.1.1.1", "::1", "x", ""), "DnsSearch": ("example.org", ".", ""), "DnsOptions": ("ndots:5", "", "x y"),
@@ -75,7 +75,7 @@ _SOME: dict[str, Sequence[Any]] = {
     "Mounts": (
         {"Type": "volume", "Target": "/mv"}, {"Type": "tmpfs", "Target": "/mt", "TmpfsOptions": {"SizeBytes": 65536, "Mode": 0o1777}},
         {"Type": "bind", "Source": "/etc", "Target": "/mb", "ReadOnly": True, "BindOptions": {"Propagation": "rslave"}},
-        {"Type": "bind", "Source": "/no/such", "Target": "/mn", "BindOptions": {"CreateMountpoint": True}}, {"Type": "bind", "Target": "/m"},
+        {"Type": "bind", "Source": "/proc/no/such", "Target": "/mn", "BindOptions": {"CreateMountpoint": True}}, {"Type": "bind", "Target": "/m"},
         {"Type": "volume", "Source": "fuzz-volume", "Target": "/ms", "VolumeOptions": {"Subpath": "../.."}}, {"Type": "image", "Source": "busybox", "Target": "/mi"},
         {"Type": "npipe", "Source": "x", "Target": "y"}, {"Type": "cluster", "Source": "x", "Target": "/y"}, {"Type": "volume", "Target": "/", "Source": "a"}, {},
     ),

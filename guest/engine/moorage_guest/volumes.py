@@ -293,15 +293,18 @@ class Volumes:
                     await asyncio.to_thread(_unmount_if_mounted, volume.mountpoint)
         self._events.publish("volume", "unmount", name, {"container": container_id, "driver": volume.driver})
 
-    async def populate(self, name: str, rootfs: Path, path: str) -> bool:
-        """Fill an empty volume with what a container's root has at ``path``; False when there was nothing to do."""
+    async def populate(self, name: str, rootfs: Path, path: str, subpath: str = "") -> bool:
+        """Fill an empty volume with what a container's root has at ``path``; False when there was nothing to do.
+
+        With ``subpath`` only that folder of the volume is filled, when it is there and empty.
+        """
         volume = self.get(name)
         async with self._lock(name):
             mounted = volume.mounts and not self._uses.get(name)
             if mounted:
                 await asyncio.to_thread(self._mount, volume)
             try:
-                return await asyncio.to_thread(copy_up, rootfs, path, volume.mountpoint)
+                return await asyncio.to_thread(_fill, rootfs, path, volume.mountpoint, subpath)
             except OSError as error:
                 raise SystemError_(
                     f"failed to copy {path} of the image into volume {name}: {error.strerror} ({error.filename or rootfs})"
@@ -329,6 +332,15 @@ class Volumes:
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
+
+
+def _fill(rootfs: Path, path: str, mountpoint: Path, subpath: str) -> bool:
+    if not subpath:
+        return copy_up(rootfs, path, mountpoint)
+    folder = Path(os.path.realpath(mountpoint / subpath))
+    if not folder.is_relative_to(os.path.realpath(mountpoint)) or not folder.is_dir():
+        return False  # the start says what is wrong with it
+    return copy_up(rootfs, path, folder)
 
 
 def check_name(name: str) -> None:

@@ -21,14 +21,12 @@ def routes(engine: Containers) -> list[Route]:
     """Return the routes of this area."""
 
     async def head(request: ApiRequest) -> web.StreamResponse:
-        container = engine.find(request.match_info["id"])
-        async with files.view(engine, container, request.query.get("path", "")) as place:
+        async with files.view(engine, request.match_info["id"], request.query.get("path", "")) as (_, place):
             found = await asyncio.to_thread(stat_path, place.root, place.path)
         return web.Response(status=200, headers={HEADER: found.header()})
 
     async def get(request: ApiRequest) -> web.StreamResponse:
-        container = engine.find(request.match_info["id"])
-        async with files.view(engine, container, request.query.get("path", "")) as place:
+        async with files.view(engine, request.match_info["id"], request.query.get("path", "")) as (container, place):
 
             def begin() -> tuple[PathStat, Iterator[bytes], bytes]:
                 found, chunks = tar_out(place.root, place.path)
@@ -45,9 +43,8 @@ def routes(engine: Containers) -> list[Route]:
             return response
 
     async def put(request: ApiRequest) -> web.StreamResponse:
-        container = engine.find(request.match_info["id"])
         keep_kind = query_bool(request, "noOverwriteDirNonDir")
-        async with files.view(engine, container, request.query.get("path", "")) as place:
+        async with files.view(engine, request.match_info["id"], request.query.get("path", "")) as (container, place):
             files.check_writable(container, place.mount)
             await asyncio.to_thread(files.check_folder, place)
 

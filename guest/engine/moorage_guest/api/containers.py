@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from moorage_guest.api import archive, container_streams
+from moorage_guest.api.oldclients import adapt_create
 from moorage_guest.api.server import (
     ApiRequest,
     Route,
@@ -35,7 +36,7 @@ def routes(engine: Containers) -> list[Route]:
         Route("GET", "/containers/json", handlers.list),
         Route("POST", "/containers/create", handlers.create),
         Route("POST", "/containers/prune", handlers.prune, since=(1, 25)),
-        Route("GET", "/containers/{id}/json", handlers.inspect),
+        Route("GET", "/containers/{id:.+}/json", handlers.inspect),
         Route("GET", "/containers/{id}/top", handlers.top),
         Route("GET", "/containers/{id}/changes", handlers.changes),
         Route("GET", "/containers/{id}/export", handlers.export),
@@ -57,7 +58,7 @@ def routes(engine: Containers) -> list[Route]:
 
 
 #: What is answered while containers are still being taken back.
-_AT_ONCE = ("/containers/json", "/containers/{id}/json", "/containers/{id}/wait")
+_AT_ONCE = ("/containers/json", "/containers/{id:.+}/json", "/containers/{id}/wait")
 
 
 def after_restore(engine: Containers, route: Route) -> Route:
@@ -112,17 +113,23 @@ class _Handlers:
         config = ContainerConfig.model_validate(
             {name: getattr(body, name) for name in ContainerConfig.model_fields}, from_attributes=True
         )
+        host = body.host_config or HostConfig()
+        networking = body.networking_config or NetworkingConfig()
+        warnings = adapt_create(
+            request.api_version, config, host, networking, cgroup1=self._engine.settings.cgroup_version == "1"
+        )
         made = await create.create(
             self._engine,
             create.CreateRequest(
                 name=request.query.get("name", ""),
                 config=config,
-                host_config=body.host_config or HostConfig(),
-                networking=body.networking_config or NetworkingConfig(),
-                platform=request.query.get("platform", ""),
+                host_config=host,
+                networking=networking,
+                platform=request.query.get("platform", "") if request.api_version >= (1, 41) else "",
+                read_only_non_recursive=request.api_version < (1, 44),
             ),
         )
-        return json_response({"Id": made.container.id, "Warnings": made.warnings}, status=201)
+        return json_response({"Id": made.container.id, "Warnings": [*warnings, *made.warnings]}, status=201)
 
     async def inspect(self, request: ApiRequest) -> web.StreamResponse:
         answer = await inspect.inspect(self._engine, self._container(request), size=query_bool(request, "size"))
@@ -175,10 +182,12 @@ class _Handlers:
         return empty_response()
 
     async def update(self, request: ApiRequest) -> web.StreamResponse:
-        container = self._container(request)
         raw = await json_object(request)
         _check_numbers(raw)
         body = _UpdateBody.model_validate(raw)
+        if request.api_version < (1, 40):
+            body.pids_limit = None
+        container = self._container(request)
         return json_response({"Warnings": await lifecycle.update(self._engine, container, body)})
 
     async def rename(self, request: ApiRequest) -> web.StreamResponse:
@@ -215,8 +224,8 @@ class _Handlers:
         return json_response({"ContainersDeleted": removed or None, "SpaceReclaimed": freed})
 
     async def commit(self, request: ApiRequest) -> web.StreamResponse:
-        container = self._engine.find(request.query.get("container", ""))
         body = await json_object(request, required=False)
+        container = self._engine.find(request.query.get("container", ""))
         repository, tag = request.query.get("repo", ""), request.query.get("tag", "")
         image_id = await commit.commit(
             self._engine,

@@ -51,8 +51,8 @@ def routes(engine: Containers) -> list[Route]:
     """Return the routes of this area."""
 
     async def create(request: ApiRequest) -> web.StreamResponse:
-        container = engine.find(request.match_info["id"])
         body = await json_body(request, _CreateBody)
+        container = engine.find(request.match_info["id"])
         if not body.cmd:
             raise InvalidParameter("No exec command specified")
         for entry in [*body.env, *body.cmd]:
@@ -79,28 +79,31 @@ def routes(engine: Containers) -> list[Route]:
         return json_response({"Id": execs.create(engine, container, config).id}, status=201)
 
     async def start(request: ApiRequest) -> web.StreamResponse:
-        session = execs.find(engine, request.match_info["id"])
         body = await json_body(request, _StartBody, required=False)
+        session = execs.find(engine, request.match_info["id"])
         container = execs.check_startable(engine, session)
-        size = _size(body.console_size)
-        if size is not None and not (body.tty or session.config.tty):
-            raise InvalidParameter("console size is only supported when TTY is allocated")
+        size = _size(body.console_size) if body.tty and request.api_version >= (1, 42) else None
         if body.detach:
             await execs.start(engine, container, session, console_size=size)
             return empty_response(200)
         execs.begin(engine, session)
-        multiplexed = not session.config.tty
+        multiplexed = not body.tty  # of the start, as in dockerd, even where the session itself has a terminal
         kind = MULTIPLEXED if multiplexed and request.api_version >= (1, 42) else RAW
         try:
             connection = await hijack(request, kind)
         except ConnectionError as error:
             execs.abandon(session)
             raise Unavailable("the client has closed its connection") from error
-        await _run(container, session, connection, size)
+        await _run(container, session, connection, size, multiplexed=multiplexed)
         return connection.response
 
     async def _run(
-        container: Container, session: execs.Exec, connection: Hijacked, size: tuple[int, int] | None
+        container: Container,
+        session: execs.Exec,
+        connection: Hijacked,
+        size: tuple[int, int] | None,
+        *,
+        multiplexed: bool,
     ) -> None:
         """Start a session for a client; a failure is told in the stream, since the answer has begun."""
         client = connection.socket
@@ -109,12 +112,13 @@ def routes(engine: Containers) -> list[Route]:
                 await execs.start(
                     engine, container, session, client=client.fileno(), prefix=connection.prefix,
                     detach_keys=attach.parse_detach_keys(session.config.detach_keys), console_size=size,
+                    multiplexed=multiplexed,
                 )  # fmt: skip
             except EngineError as error:
                 log.info("exec %s in container %s failed: %s", session.id, container.id, error)
                 text = f"{error}\r\n".encode()
                 with contextlib.suppress(OSError):
-                    client.send(text if session.config.tty else frame(1, text))
+                    client.send(frame(1, text) if multiplexed else text)
 
     async def inspect(request: ApiRequest) -> web.StreamResponse:
         return json_response(execs.find(engine, request.match_info["id"]).to_api())

@@ -385,6 +385,27 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def json_fault(error: json.JSONDecodeError) -> str:
+    """Say what is wrong with a document in the words that clients know from dockerd."""
+    if error.msg.startswith("Extra data"):
+        return "unexpected content after JSON"
+    if error.pos >= len(error.doc) or error.msg.startswith("Unterminated"):
+        return "invalid JSON: unexpected EOF"
+    places = {
+        "Expecting property name": "looking for beginning of object key string",
+        "Illegal trailing comma": "looking for beginning of object key string",
+        "Expecting value": "looking for beginning of value",
+        "Expecting ':'": "after object key",
+        "Expecting ','": "after object key:value pair",
+        "Invalid control": "in string literal",
+        "Invalid \\escape": "in string escape code",
+    }
+    where = next((words for start, words in places.items() if error.msg.startswith(start)), None)
+    if where is None:
+        return f"invalid JSON: {error}"
+    return f"invalid JSON: invalid character '{error.doc[error.pos]}' {where}"
+
+
 async def json_object(request: web.BaseRequest, *, required: bool = True) -> dict[str, Any]:
     """Read a JSON object from the body; 400 in dockerd's words when it is none."""
     body = await read_body(request)
@@ -392,15 +413,13 @@ async def json_object(request: web.BaseRequest, *, required: bool = True) -> dic
         if required:
             raise InvalidParameter("invalid JSON: got EOF while reading request body")
         return {}
-    if (
-        request.content_type not in ("application/json", "application/octet-stream")
-        and "Content-Type" in request.headers
-    ):
+    if "Content-Type" in request.headers and request.content_type != "application/json":
         kind = request.headers["Content-Type"]
-        if required or request.content_type != "text/plain":
-            raise InvalidParameter(f"unsupported Content-Type header ({kind}): must be 'application/json'")
+        raise InvalidParameter(f"unsupported Content-Type header ({kind}): must be 'application/json'")
     try:
         value = parse_json(body)
+    except json.JSONDecodeError as error:
+        raise InvalidParameter(json_fault(error)) from None
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"invalid JSON: {error}") from None
     if value is None and not required:

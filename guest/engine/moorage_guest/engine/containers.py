@@ -122,12 +122,25 @@ class Containers:
             return found
         if not reference:
             raise not_found(reference)
+        if "/" in name and (found := self._linked(name)) is not None:
+            return found
         matches = [each for key, each in self._containers.items() if key.startswith(reference)]
         if len(matches) > 1:
             raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")
         if not matches:
             raise not_found(reference)
         return matches[0]
+
+    def _linked(self, name: str) -> Container | None:
+        """Return the container that another one has linked, by ``container/alias``."""
+        parent, _, alias = name.rpartition("/")
+        container_id = self.names.get(parent)
+        parent_container = self._containers.get(container_id or parent)
+        for link in parent_container.host_config.links if parent_container is not None else ():
+            target, _, given = link.partition(":")
+            if (given or target).rsplit("/", 1)[-1] == alias:
+                return self._containers.get(self.names.get(target.removeprefix("/")) or target)
+        return None
 
     def add(self, container: Container) -> None:
         """Take a container in; its name must be reserved."""

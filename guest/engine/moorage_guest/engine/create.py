@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import posixpath
 import secrets
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from moorage_guest.engine.names import check_name
 from moorage_guest.engine.record import Container, MountRecord
 from moorage_guest.engine.settings import EngineSettings
 from moorage_guest.errors import InvalidParameter, NotFound
+from moorage_guest.images import platforms
+from moorage_guest.images.image import Image
 from moorage_guest.logs import drivers
 from moorage_guest.oci import spec as oci_spec
 from moorage_guest.oci.limits import drop_unsupported
@@ -40,6 +43,8 @@ class CreateRequest:
     host_config: HostConfig
     networking: NetworkingConfig
     platform: str = ""
+    read_only_non_recursive: bool = False
+    """Whether read-only binds leave what is mounted below them writable, as clients older than API 1.44 expect."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ def merge_image(config: ContainerConfig, image: Mapping[str, Any]) -> ContainerC
     elif base.healthcheck is not None:
         merged.healthcheck = _merge_health(merged.healthcheck, base.healthcheck)
     merged.working_dir = merged.working_dir or base.working_dir
+    if merged.working_dir:
+        merged.working_dir = posixpath.normpath(merged.working_dir).replace("//", "/")
     merged.stop_signal = merged.stop_signal or base.stop_signal
     if merged.stop_timeout is None:
         merged.stop_timeout = base.stop_timeout
@@ -99,7 +106,7 @@ def apply_defaults(host: HostConfig, settings: EngineSettings) -> HostConfig:
         host.network_mode = "bridge"
     host.ipc_mode = host.ipc_mode or settings.ipc_mode
     if not host.cgroupns_mode:
-        if host.privileged and settings.cgroup_version == "2":
+        if host.privileged and settings.cgroup_version != "2":
             host.cgroupns_mode = "host"
         else:
             host.cgroupns_mode = settings.cgroupns_mode or oci_spec.default_cgroupns_mode(settings.cgroup_version)
@@ -135,15 +142,20 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     validate.check_network_conflicts(request.config, host)
     validate.check_host_config(host, settings)
     image = engine.images.resolve(request.config.image)
+    _check_platform(request, image)
     config = merge_image(request.config, image.config)
     validate.check_config(config)
     host = apply_defaults(host, settings)
     drivers.check_options(host.log_config.type, host.log_config.config)
     warnings = [*drop_unsupported(host, cgroup_facts()), *_warnings(host, request.platform, image)]
-    mounts = wanted_mounts(config, host, lambda reference: _mounts_of(engine, reference))
-    for mode in (host.network_mode, host.pid_mode, host.ipc_mode):
-        if mode.startswith("container:"):
-            _pin_reference(engine, host, mode)
+    mounts = wanted_mounts(
+        config, host, lambda reference: _mounts_of(engine, reference), data_root=engine.data_root.root
+    )
+    if request.read_only_non_recursive:
+        mounts = [replace(m, read_only_non_recursive=m.kind == "bind" and not m.read_write) for m in mounts]
+    for field_name in ("network_mode", "pid_mode", "ipc_mode"):
+        _pin_reference(engine, host, field_name)
+    _pin_links(engine, host)
     wanted = _endpoints(engine, config, host, request.networking)
 
     container_id = secrets.token_hex(32)
@@ -173,6 +185,20 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     return Created(container, warnings)
 
 
+def _check_platform(request: CreateRequest, image: Image) -> None:
+    """Raise NotFound, so that the client pulls, when the image is there for another platform than the one asked for."""
+    if not request.platform:
+        return
+    wanted = platforms.parse(request.platform)
+    variant = str(image.document.get("variant") or "")
+    if not wanted.matches({"os": image.os, "architecture": image.architecture, "variant": variant}):
+        actual = "/".join(filter(None, (image.os, image.architecture, variant)))
+        raise NotFound(
+            f"image with reference {request.config.image} was found but does not match the specified platform: "
+            f"wanted {wanted}, actual: {actual}"
+        )
+
+
 def _mounts_of(engine: "Containers", reference: str) -> list[MountRecord]:
     try:
         return engine.find(reference).mounts
@@ -180,19 +206,38 @@ def _mounts_of(engine: "Containers", reference: str) -> list[MountRecord]:
         raise InvalidParameter(str(error)) from None  # a 404 would make clients pull the image
 
 
-def _pin_reference(engine: "Containers", host: HostConfig, mode: str) -> None:
+def _pin_reference(engine: "Containers", host: HostConfig, field_name: str) -> None:
     """Replace a name in container:NAME by the id, so that a rename does not break the tie.
 
-    A container that is not there yet may be made until the start.
+    A container whose network is to be joined may be made until the start.
     """
+    mode: str = getattr(host, field_name)
+    if not mode.startswith("container:"):
+        return
     try:
         other = engine.find(mode.removeprefix("container:"))
-    except NotFound:
+    except NotFound as error:
+        if field_name == "network_mode":
+            return
+        raise InvalidParameter(str(error)) from None
+    setattr(host, field_name, f"container:{other.id}")
+
+
+def _pin_links(engine: "Containers", host: HostConfig) -> None:
+    """Replace names in links on the default bridge by ids: who is linked may be renamed. Raises InvalidParameter."""
+    if host.network_mode != "bridge":  # user-defined networks resolve links when they are asked
         return
-    pinned = f"container:{other.id}"
-    for field_name in ("network_mode", "pid_mode", "ipc_mode"):
-        if getattr(host, field_name) == mode:
-            setattr(host, field_name, pinned)
+    for position, link in enumerate(host.links):
+        target, _, alias = link.partition(":")
+        try:
+            other = engine.find(target)
+        except NotFound as error:
+            raise InvalidParameter(f"could not get container for {target}: {error}") from None
+        if other.host_config.network_mode == "host":
+            raise InvalidParameter(
+                "conflicting options: host type networking can't be used with links. This would result in undefined behavior"
+            )
+        host.links[position] = f"{other.id}:{alias or target.removeprefix('/')}"
 
 
 def _set_hostname(config: ContainerConfig, host: HostConfig, container_id: str) -> None:
@@ -202,13 +247,13 @@ def _set_hostname(config: ContainerConfig, host: HostConfig, container_id: str) 
         config.hostname = config.hostname or container_id[:12]
 
 
-def _warnings(host: HostConfig, platform: str, image: Any) -> list[str]:
+def _warnings(host: HostConfig, platform: str, image: Image) -> list[str]:
     warnings: list[str] = []
-    architecture = platform.split("/")[1] if platform.count("/") >= 1 else ""
-    if architecture and image.architecture and architecture != image.architecture:
+    own = platforms.this_platform()
+    if not platform and image.architecture and image.architecture != own.architecture:
         warnings.append(
             f"The requested image's platform (linux/{image.architecture}) does not match the detected host platform "
-            f"(linux/{architecture}) and no specific platform was requested"
+            f"({own}) and no specific platform was requested"
         )
     if host.network_mode == "host" and (host.port_bindings or host.publish_all_ports):
         warnings.append("Published ports are discarded when using host network mode")
@@ -273,9 +318,9 @@ async def _make_volumes(engine: "Containers", container: Container, mounts: list
             )
             mount = replace(mount, name=volume.name, source=str(volume.mountpoint), driver=volume.driver)
             await engine.volumes.reference(volume.name, container.id)
-            if not mount.no_copy and not mount.subpath:
+            if not mount.no_copy:
                 rootfs = rootfs or await engine.layers.mount(container.id)
-                await engine.volumes.populate(volume.name, rootfs, mount.destination)
+                await engine.volumes.populate(volume.name, rootfs, mount.destination, mount.subpath)
             made.append(mount)
     finally:
         container.mounts = made

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from moorage_guest.engine.shims import ExecRequest, OciError, ShimError, ShimGon
 from moorage_guest.engine.states import Status
 from moorage_guest.engine.unmanaged import check_managed
 from moorage_guest.errors import Conflict, EngineError, NotFound, SystemError_
+from moorage_guest.oci import cgroups
 from moorage_guest.oci.spec import ExecSpecRequest, build_exec_process
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def create(engine: "Containers", container: Container, config: ExecConfig) -> Ex
     _keep(engine, session)
     engine.execs[session.id] = session
     container.exec_ids.append(session.id)
+    if not os.environ.get("NOREADY"): engine.task(asyncio.to_thread(cgroups.ready_moves), f"make ready for exec {session.id[:12]}")  # its start is about to come
     engine.publish(container, f"exec_create: {' '.join(config.args)}", execID=session.id)
     return session
 
@@ -165,21 +167,19 @@ async def start(
     *,
     client: int | None = None,
     prefix: bytes = b"",
-    tty: bool | None = None,
+    multiplexed: bool | None = None,
     detach_keys: bytes = b"",
     console_size: tuple[int, int] | None = None,
     capture: int = 0,
 ) -> None:
     """Start a session; its streams are the client's (a descriptor, duplicated) from then on.
 
+    ``multiplexed`` says whether the client expects frames, which by default it does of a session without terminal.
     Raises EngineError in dockerd's words; the session has ended then, with 126 or 127 where the command is at fault.
     """
     if not session.started:
         begin(engine, session)
     config = session.config
-    if tty is not None and tty != config.tty:
-        config = replace(config, tty=tty)
-        session.config = config
     request = ExecSpecRequest(
         config=container.config, host_config=container.host_config, rootfs=engine.data_root.mount(container.id) / "merged",
         hostname=container.config.hostname, args=config.args, env=config.env, user=config.user,
@@ -193,7 +193,7 @@ async def start(
         started = await shim.exec(
             ExecRequest(
                 exec_id=session.id, process=process, tty=config.tty, open_stdin=config.attach_stdin, client=client,
-                prefix=prefix, stdout=config.attach_stdout, stderr=config.attach_stderr, multiplexed=not config.tty,
+                prefix=prefix, stdout=config.attach_stdout, stderr=config.attach_stderr, multiplexed=not config.tty if multiplexed is None else multiplexed,
                 detach_keys=detach_keys, capture=capture,
             )
         )  # fmt: skip

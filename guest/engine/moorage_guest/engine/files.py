@@ -27,13 +27,17 @@ class View:
 
 
 @contextlib.asynccontextmanager
-async def view(engine: "Containers", container: Container, path: str) -> AsyncGenerator[View, None]:
-    """Have a path of the container ready to be read or written. Raises the API's errors, also what happens inside."""
+async def view(engine: "Containers", reference: str, path: str) -> AsyncGenerator[tuple[Container, View], None]:
+    """Have a path of the container ready to be read or written. Raises the API's errors, also what happens inside.
+
+    ``reference`` is what the client calls the container, which messages repeat.
+    """
+    container = engine.find(reference)
     try:
         async with _view(engine, container, path) as place:
-            yield place
+            yield container, place
     except NotFound:
-        raise NotFound(f"Could not find the file {path} in container {container.name}") from None
+        raise NotFound(f"Could not find the file {path} in container {reference}") from None
 
 
 @contextlib.asynccontextmanager
@@ -61,12 +65,15 @@ async def _view(engine: "Containers", container: Container, path: str) -> AsyncG
             if mount.kind == "volume":
                 await engine.volumes.release(mount.name, container.id)
         return
-    root = await engine.layers.mount(container.id)
+    async with container.lock:  # an answer may be read, and the next request come, before this one has unmounted
+        root = await engine.layers.mount(container.id)
+        container.viewers += 1
     try:
         yield View(root, path)
     finally:
         async with container.lock:
-            if not container.status.alive:
+            container.viewers -= 1
+            if not container.viewers and not container.status.alive:
                 await engine.layers.unmount(container.id)
 
 

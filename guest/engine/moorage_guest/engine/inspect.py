@@ -1,5 +1,6 @@
 """What GET /containers/{id}/json and GET /containers/json show."""
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ async def inspect(engine: "Containers", container: Container, *, size: bool = Fa
     mount = engine.data_root.mount(container.id)
     started = state.started_ns != 0 or container.sandbox_key != ""
     host = container.host_config.to_api()
+    host["Links"] = _links(engine, container)
     _shape_host_config(host)
     answer: dict[str, Any] = {
         "Id": container.id,
@@ -236,6 +238,19 @@ async def summary(engine: "Containers", container: Container, *, size: bool = Fa
     if size:
         answer["SizeRw"], answer["SizeRootFs"] = await engine.layers.sizes(container.id)
     return answer
+
+
+def _links(engine: "Containers", container: Container) -> list[str]:
+    """Return links on the default bridge as inspect shows them; elsewhere they are a matter of the endpoint."""
+    if container.network_mode != "bridge":
+        return []
+    found = []
+    for link in container.host_config.links:
+        target, _, alias = link.partition(":")
+        with contextlib.suppress(NotFound, InvalidParameter):
+            other = engine.find(target)
+            found.append(f"/{other.name}:/{container.name}/{(alias or other.name).rsplit('/', 1)[-1]}")
+    return found
 
 
 def _link_names(engine: "Containers", container: Container) -> list[str]:

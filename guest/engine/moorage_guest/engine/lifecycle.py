@@ -269,7 +269,7 @@ async def update(engine: Containers, container: Container, changes: HostConfig) 
                 setattr(host, name, value)
                 limited = True
         if changes.pids_limit is not None:
-            host.pids_limit = changes.pids_limit if changes.pids_limit > 0 else None
+            host.pids_limit = max(changes.pids_limit, 0)
             limited = True
         validate.check_resources(host)
         warnings = drop_unsupported(host, cgroup_facts())

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from moorage_guest.api.types import ContainerConfig, HostConfig, Mount
@@ -59,8 +60,11 @@ _TMPFS_VALUES = frozenset({"mode", "uid", "gid", "nr_inodes", "nr_blocks", "size
 _TMPFS_DEFAULTS = ("noexec", "nosuid", "nodev")
 
 
-def parse_bind(specification: str, volume_driver: str = "") -> MountRecord:
-    """Read one entry of HostConfig.Binds: ``[source:]destination[:mode]``. Raises InvalidParameter in dockerd's words."""
+def parse_bind(specification: str, volume_driver: str = "", data_root: Path | None = None) -> MountRecord:
+    """Read one entry of HostConfig.Binds: ``[source:]destination[:mode]``. Raises InvalidParameter in dockerd's words.
+
+    ``data_root`` is the daemon's own: what holds it, or lies in it, may not be mounted with every propagation.
+    """
     parts = specification.split(":")
     mode = ""
     if len(parts) == 1:
@@ -91,9 +95,10 @@ def parse_bind(specification: str, volume_driver: str = "") -> MountRecord:
     if source.startswith("/"):
         if "nocopy" in words:
             raise InvalidParameter(f'invalid mode: "{mode}"')
+        source = os.path.normpath(source)
         return MountRecord(
-            "bind", destination, os.path.normpath(source), mode=mode, read_write=read_write,
-            propagation=propagation or "rprivate", create_source=True,
+            "bind", destination, source, mode=mode, read_write=read_write,
+            propagation=_propagation(propagation, source, data_root), create_source=True,
         )  # fmt: skip
     if propagation:
         raise InvalidParameter(f'invalid mode: "{mode}"')
@@ -106,6 +111,18 @@ def parse_bind(specification: str, volume_driver: str = "") -> MountRecord:
         "volume", destination, name=source, driver=volume_driver or "local", mode=mode or "z", read_write=read_write,
         no_copy="nocopy" in words, anonymous=not source,
     )  # fmt: skip
+
+
+def _propagation(asked: str, source: str, data_root: Path | None) -> str:
+    """Return the propagation of a bind. The daemon's own mounts must not be held by a container that sees them."""
+    if data_root is None or not (source.startswith(str(data_root)) or str(data_root).startswith(source)):
+        return asked or "rprivate"
+    if asked not in ("", "rslave", "rshared"):
+        raise InvalidParameter(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the '
+            f'daemon root, daemon root: "{data_root}", bind mount source: "{source}", propagation: "{asked}"'
+        )
+    return asked or "rslave"
 
 
 def _valid_mode(mode: str) -> bool:
@@ -125,8 +142,8 @@ def _clean(destination: str, specification: str) -> str:
     return cleaned
 
 
-def parse_mount(mount: Mount) -> MountRecord:
-    """Check one entry of HostConfig.Mounts. Raises InvalidParameter in dockerd's words."""
+def parse_mount(mount: Mount, data_root: Path | None = None) -> MountRecord:
+    """Check one entry of HostConfig.Mounts. Raises InvalidParameter in dockerd's words. ``data_root`` as in `parse_bind`."""
 
     def fault(text: str) -> InvalidParameter:
         return InvalidParameter(f'invalid mount config for type "{mount.type}": {text}')
@@ -150,7 +167,7 @@ def parse_mount(mount: Mount) -> MountRecord:
             raise fault(f"field {field_name} must not be specified")
     read_write = not mount.read_only
     if mount.type == "bind":
-        return _parse_bind_mount(mount, target, fault)
+        return _parse_bind_mount(mount, target, fault, data_root)
     if mount.type == "volume":
         volume = mount.volume_options
         if mount.source.startswith("/") or (mount.source and not _VOLUME_NAME.fullmatch(mount.source)):
@@ -202,7 +219,9 @@ def parse_mount(mount: Mount) -> MountRecord:
     return MountRecord("tmpfs", target, read_write=read_write, options=tuple(options), from_mounts=True)
 
 
-def _parse_bind_mount(mount: Mount, target: str, fault: Callable[[str], InvalidParameter]) -> MountRecord:
+def _parse_bind_mount(
+    mount: Mount, target: str, fault: Callable[[str], InvalidParameter], data_root: Path | None
+) -> MountRecord:
     if not mount.source:
         raise fault("field Source must not be empty")
     if not mount.source.startswith("/"):
@@ -211,13 +230,23 @@ def _parse_bind_mount(mount: Mount, target: str, fault: Callable[[str], InvalidP
     propagation = bind.propagation if bind else ""
     if propagation and propagation not in PROPAGATIONS:
         raise fault(f"invalid propagation mode: {propagation}")
+    for name, given in (
+        ("ReadOnlyNonRecursive", bind and bind.read_only_non_recursive),
+        ("ReadOnlyForceRecursive", bind and bind.read_only_force_recursive),
+    ):
+        if given and not mount.read_only:
+            raise InvalidParameter(f"mount options conflict: !ReadOnly && BindOptions.{name}")
+    if bind and bind.read_only_non_recursive and bind.read_only_force_recursive:
+        raise InvalidParameter("mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
     create = bool(bind and bind.create_mountpoint)
     if not create and not Path(mount.source).exists():
         raise fault(f"bind source path does not exist: {mount.source}")
+    source = os.path.normpath(mount.source)
     return MountRecord(
-        "bind", target, os.path.normpath(mount.source), read_write=not mount.read_only,
-        propagation=propagation or "rprivate", create_source=create, from_mounts=True,
+        "bind", target, source, read_write=not mount.read_only,
+        propagation=_propagation(propagation, source, data_root), create_source=create, from_mounts=True,
         non_recursive=bool(bind and bind.non_recursive),
+        read_only_non_recursive=bool(bind and bind.read_only_non_recursive),
     )  # fmt: skip
 
 
@@ -226,6 +255,11 @@ def parse_tmpfs(destination: str, text: str) -> MountRecord:
     if not destination.startswith("/"):
         raise InvalidParameter(
             f"invalid mount config for type \"tmpfs\": invalid mount path: '{destination}' mount path must be absolute"
+        )
+    target = os.path.normpath(destination).replace("//", "/")
+    if target == "/":
+        raise InvalidParameter(
+            "invalid mount config for type \"tmpfs\": invalid specification: destination can't be '/'"
         )
     options = list(_TMPFS_DEFAULTS)
     for word in filter(None, text.split(",")):
@@ -236,7 +270,7 @@ def parse_tmpfs(destination: str, text: str) -> MountRecord:
             options.append(word)
         else:
             raise InvalidParameter(f'invalid tmpfs option ["{word}"]')
-    return MountRecord("tmpfs", os.path.normpath(destination), read_write="ro" not in options, options=tuple(options))
+    return MountRecord("tmpfs", target, read_write="ro" not in options, options=tuple(options))
 
 
 def _override(options: list[str], flag: str) -> list[str]:
@@ -248,6 +282,7 @@ def wanted_mounts(
     config: ContainerConfig,
     host: HostConfig,
     mounts_of: Callable[[str], list[MountRecord]],
+    data_root: Path | None = None,
 ) -> list[MountRecord]:
     """Return every mount of a new container, one for each destination, without sources of volumes yet.
 
@@ -276,9 +311,9 @@ def wanted_mounts(
         found[mount.destination] = mount
 
     for specification in host.binds:
-        add(parse_bind(specification, host.volume_driver))
+        add(parse_bind(specification, host.volume_driver, data_root))
     for each in host.mounts:
-        add(parse_mount(each))
+        add(parse_mount(each, data_root))
     for destination, text in host.tmpfs.items():
         tmpfs = parse_tmpfs(destination, text)
         if tmpfs.destination in taken:
@@ -317,10 +352,24 @@ def oci_mounts(mounts: Iterable[tuple[MountRecord, Path | None]]) -> list[MountP
             points.append(MountPoint("tmpfs", mount.destination, "tmpfs", mount.options))
             continue
         assert source is not None
-        options = ["bind" if mount.non_recursive else "rbind", "rw" if mount.read_write else "ro"]
-        options.append(mount.propagation or "rprivate")
+        options = ["bind" if mount.non_recursive else "rbind"]
+        if mount.read_write:
+            options.append("rw")
+        else:  # what is mounted below is read-only too, unless the client is older than that
+            options.append("ro" if mount.read_only_non_recursive or not recursive_read_only() else "rro")
+        propagation = mount.propagation or "rprivate"
+        if mount.non_recursive:  # crun takes a whole tree for a propagation of whole trees
+            propagation = propagation.removeprefix("r")
+        options.append(propagation)
         points.append(MountPoint(str(source), mount.destination, "bind", tuple(options)))
     return points
+
+
+@cache
+def recursive_read_only() -> bool:
+    """Whether the kernel makes a whole tree of mounts read-only at once (mount_setattr, Linux 5.12)."""
+    major, minor = (int(re.match(r"\d*", part)[0] or 0) for part in f"{os.uname().release}.0".split(".")[:2])  # type: ignore[index]
+    return (major, minor) >= (5, 12)
 
 
 def bind_source(mount: MountRecord) -> Path:
@@ -347,7 +396,7 @@ def below(root: Path, subpath: str) -> Path:
         return root
     target = Path(os.path.realpath(root / subpath))
     if not target.is_relative_to(os.path.realpath(root)):
-        raise InvalidParameter(f"cannot access path {subpath}: it leads out of the volume")
+        raise InvalidParameter(f"cannot access path {subpath}: path concatenation escapes the base directory")
     if not target.exists():
         raise InvalidParameter(f"cannot access path {root / subpath}: no such file or directory")
     return target

@@ -10,7 +10,7 @@ from pathlib import Path
 from moorage_guest import mountcalls
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
-from moorage_guest.errors import Conflict, InvalidParameter
+from moorage_guest.errors import Conflict, NotFound, SystemError_
 from moorage_guest.net.sandboxes import SandboxRequest
 from moorage_guest.oci.spec import Joined, MountPoint
 
@@ -32,12 +32,14 @@ class Place:
 async def enter(engine: Containers, container: Container) -> Place:
     """Make or find the namespaces of a container that is about to start. Raises the API's errors."""
     host = container.host_config
-    joined = Joined(pid=_joined(engine, host.pid_mode, "pid", "PID"), ipc=_joined(engine, host.ipc_mode, "ipc", "IPC"))
+    joined = Joined(pid=_joined(engine, host.pid_mode, "pid"), ipc=_joined(engine, host.ipc_mode, "ipc"))
     shm_path = await _shared_memory(engine, container)
     netns, hostname, environment = None, container.config.hostname, tuple[str, ...]()
     files_of = container
     if container.network_mode.startswith("container:"):
-        other = _live(engine, container.network_mode, "network")
+        other = engine.find(container.network_mode.removeprefix("container:"))
+        if not other.status.alive:
+            raise Conflict(f"cannot join network of a non running container: {other.id}")
         netns = Path(f"/proc/{other.state.pid}/ns/net")
         files_of = other
         hostname = hostname or other.config.hostname
@@ -69,7 +71,7 @@ async def _shared_memory(engine: Containers, container: Container) -> Path | Non
     """Return what is to be /dev/shm: of a container that shares it, or of the one whose it is; None for its own."""
     host = container.host_config
     if host.ipc_mode.startswith("container:"):
-        other = _live(engine, host.ipc_mode, "IPC")
+        other = _donor(engine, host.ipc_mode, "IPC")
         return Path("/dev/shm") if other.host_config.ipc_mode == "host" else await _shared_memory(engine, other)
     if host.ipc_mode != "shareable":
         return None
@@ -127,26 +129,30 @@ def sandbox_request(container: Container) -> SandboxRequest:
     )  # fmt: skip
 
 
-def _joined(engine: Containers, mode: str, kind: str, name: str) -> Path | None:
+def _joined(engine: Containers, mode: str, kind: str) -> Path | None:
     if not mode.startswith("container:"):
         return None
-    other = _live(engine, mode, name)
+    other = _donor(engine, mode, kind.upper())
     if (
         kind == "ipc"
         and other.host_config.ipc_mode not in ("shareable", "host")
         and not (other.host_config.ipc_mode.startswith("container:"))
     ):
-        raise InvalidParameter(
-            f"cannot join IPC namespace of container {mode.removeprefix('container:')}: non-shareable IPC "
+        raise SystemError_(
+            f"failed to join IPC namespace: container {other.id}: non-shareable IPC "
             "(hint: use IpcMode:shareable for the donor container)"
         )
     return Path(f"/proc/{other.state.pid}/ns/{kind}")
 
 
-def _live(engine: Containers, mode: str, what: str) -> Container:
-    other = engine.find(mode.removeprefix("container:"))
+def _donor(engine: Containers, mode: str, kind: str) -> Container:
+    """Return the container whose namespace is joined. Raises SystemError_: only the start can tell, as in dockerd."""
+    try:
+        other = engine.find(mode.removeprefix("container:"))
+    except NotFound as error:
+        raise SystemError_(f"failed to join {kind} namespace: {error}") from None
     if not other.status.alive:
-        raise Conflict(f"cannot join {what} of a non running container: {other.id}")
+        raise SystemError_(f"failed to join {kind} namespace: container {other.id} is not running")
     return other
 
 

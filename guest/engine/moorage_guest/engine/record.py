@@ -67,6 +67,7 @@ class MountRecord:
     anonymous: bool = False
     create_source: bool = False
     non_recursive: bool = False
+    read_only_non_recursive: bool = False
     from_mounts: bool = False
 
     def to_api(self) -> dict[str, Any]:
@@ -125,6 +126,8 @@ class Container:
     #: Set by stop, kill and rm: the end that follows is wanted, so no policy restarts it.
     stop_requested: bool = False
     removing: bool = False
+    #: How many `docker cp` look at the files right now.
+    viewers: int = 0
     exec_ids: list[str] = field(default_factory=list)
 
     def move(self, status: Status, **changes: Any) -> None:

@@ -105,6 +105,8 @@ def check_host_config(host: HostConfig, settings: EngineSettings) -> None:
             f'could not select device driver "{request.driver}" with capabilities: [[{" ".join(kinds)}]]'
         )
     _check_namespaces(host)
+    if "" in host.annotations:
+        raise InvalidParameter("invalid Annotations: the empty string is not permitted as an annotation key")
     check_resources(host)
     granted(host.cap_add, host.cap_drop, privileged=host.privileged)
     parse_security_options(host.security_opt)

@@ -146,7 +146,7 @@ def _path_stat(top: int, parent: int, leaf: str, path: str) -> PathStat:
     if stat.S_ISLNK(status.st_mode):
         target = _link_target(top, path, os.readlink(leaf, dir_fd=parent))
     name = posixpath.basename(posixpath.normpath(f"/{path}")) or "/"
-    if path.endswith("/."):
+    if path.rstrip("/").rpartition("/")[2] == ".":
         name = "."
     return PathStat(name, status.st_size, go_mode(status.st_mode), status.st_mtime_ns, target)
 
@@ -171,7 +171,7 @@ def tar_out(root: Path, path: str) -> tuple[PathStat, Iterator[bytes]]:
 
     def stream() -> Iterator[bytes]:
         with _found(root, path) as (_top, parent, leaf):
-            yield from Packer().one(parent, leaf, found.name if found.name != "/" else ".")
+            yield from Packer().one(parent, leaf, found.name)
             yield END * 2
 
     return found, stream()

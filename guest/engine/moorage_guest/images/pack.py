@@ -81,7 +81,7 @@ class Packer:
             names = sorted(entry.name for entry in found)
         for leaf in names:
             with contextlib.suppress(FileNotFoundError):
-                yield from self.one(folder, leaf, f"{name}/{leaf}" if name else leaf)
+                yield from self.one(folder, leaf, f"{name.rstrip('/')}/{leaf}" if name else leaf)
 
     def one(self, folder: int, leaf: str, name: str) -> Iterator[bytes]:
         """Yield the entry ``leaf`` of an open folder, called ``name`` in the archive, with all that is in it."""
@@ -127,7 +127,7 @@ class Packer:
             return
         try:
             name = entry.name
-            entry.name += "/"
+            entry.name = f"{name.rstrip('/')}/"
             entry.xattrs = _xattrs(descriptor)
             yield header(entry)
             if self.layer and is_opaque(descriptor):

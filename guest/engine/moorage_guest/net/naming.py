@@ -63,7 +63,9 @@ class Naming:
             with contextlib.suppress(OSError):
                 text = fabric.config.hosts.read_text(errors="surrogateescape")
                 lines = [f"{address}\t{name}" for name, address in extra]
-                hostfiles.write(folder / "hosts", text.rstrip("\n") + "\n" + "".join(f"{line}\n" for line in lines))
+                if lines:
+                    text = text.rstrip("\n") + "\n" + "".join(f"{line}\n" for line in lines)
+                hostfiles.write(folder / "hosts", text)
             if plain and fabric.config.resolv_conf.exists():
                 text = fabric.config.resolv_conf.read_text(errors="surrogateescape")
             else:
