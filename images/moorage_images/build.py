@@ -143,6 +143,7 @@ def build_image(
             layer = staged / "layer"
             rootfs.engine_layer(sources, layer)
             python.compile_tree(interpreter, interpreter_recipe, layer, ["opt"])
+            python.precompile(interpreter, interpreter_recipe, layer, rootfs.ENGINE_SITE, "moorage_guest.agent")
             shutil.copyfile(base.squashfs, staged / "root.squashfs")
             rootfs.append(layer, staged / "root.squashfs")
             (staged / "initrd.img").write_bytes(

@@ -164,14 +164,18 @@ class Supervised:
 
 
 @contextlib.asynccontextmanager
-async def supervised(*arguments: str, **environment: str) -> AsyncIterator[Supervised]:
-    """Start a supervising agent under a temporary root; the daemon has no bridge, so that it touches no network."""
+async def supervised(*arguments: str, started: bool = True, **environment: str) -> AsyncIterator[Supervised]:
+    """Start a supervising agent under a temporary root; the daemon has no bridge, so that it touches no network.
+
+    With `started` off, the test starts the agent itself.
+    """
     root = Path(tempfile.mkdtemp(prefix="mo-", dir="/var/tmp"))
     root.chmod(0o755)
     kernel.become_subreaper()
     result = Supervised(root, ["--bridge", "none", *arguments], environment)
     try:
-        await result.start()
+        if started:
+            await result.start()
         yield result
     finally:
         await result.close()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from moorage_guest.agent.engines import Engines
+from moorage_guest.agent.engines import BUILT_IN, Engines
 from moorage_guest.agent.forking import spawn_program
 from moorage_guest.agent.jsonfile import write_json
 from moorage_guest.agent.logfile import LogFile
@@ -31,6 +31,9 @@ LONGEST_PAUSE = 30.0
 
 #: Seconds that processes of the agent before us get to connect again.
 _RECONNECT = 10.0
+
+#: Seconds that a zygote which init started ahead of the agent gets: it may still have everything to import.
+_IMPORTS = 120.0
 
 #: How the daemon's log line about a reload that failed begins.
 RELOAD_FAILED = "Failed to reload the configuration"
@@ -94,6 +97,10 @@ class Daemon:
         """Find what an agent before us left, or start everything."""
         record = self._read_record()
         zygote = _alive(record.get("zygote_pid", 0), record.get("zygote_start", 0))
+        ahead = bool(zygote and record.get("ahead"))
+        if ahead and self._engines.current != BUILT_IN:  # it imports the image's engine, which is not the one in force
+            _kill(zygote)
+            zygote, ahead = 0, False
         moored = _alive(record.get("moored_pid", 0), record.get("moored_start", 0))
         self.restarts = record.get("restarts", 0)
         if moored:
@@ -103,7 +110,10 @@ class Daemon:
         if zygote:
             self._zygote_pid = zygote
             self._watch(zygote, lambda: self._zygote_ended(zygote))
-        if zygote or moored:
+        if ahead:
+            self._set(State.STARTING)
+            self._loop.later(_IMPORTS, lambda: self._nobody_came() if self._zygote_pid == zygote else None)
+        elif zygote or moored:
             self._log(f"found zygote {zygote or '-'} and moored {moored or '-'} of the agent before")
             self._loop.later(_RECONNECT, self._nobody_came)
         else:

@@ -1,5 +1,6 @@
 """The agent as the guest's supervisor: puts its parts together, and decides when they start and end."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -74,6 +75,13 @@ def _execute(engines: Engines) -> NoReturn:
     os.execve(sys.executable, argv, environment)  # descriptors close: to the others this is an agent that died
 
 
+def _tell_console(path: str) -> None:
+    """Close the boot's list of steps on the console, which init has named; whoever takes over later has no boot to tell of."""
+    if path:
+        with contextlib.suppress(OSError), open(path, "w") as console, open("/proc/uptime") as uptime:
+            console.write(f"moorage: boot [{uptime.read().split()[0]}] engine ready\n")
+
+
 class Supervisor:
     """All parts of the supervising agent."""
 
@@ -119,6 +127,7 @@ class Supervisor:
 
         def ready() -> None:
             (exec_root / "engine.attempts").unlink(missing_ok=True)
+            _tell_console(os.environ.pop("MOORAGE_CONSOLE", ""))
             config.daemon_ready()
 
         daemon.on_ready = ready

@@ -39,7 +39,8 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
 class ApiModel(BaseModel):
     """PascalCase in JSON, snake_case here; unknown fields are ignored."""
 
-    model_config = ConfigDict(alias_generator=to_pascal, populate_by_name=True, extra="ignore")
+    # Validators are built at first use: all of them at once would take a tenth of the daemon's start.
+    model_config = ConfigDict(alias_generator=to_pascal, populate_by_name=True, extra="ignore", defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +67,15 @@ class ApiModel(BaseModel):
     def to_api(self) -> dict[str, Any]:
         """Return the JSON object with the API's field names."""
         return self.model_dump(by_alias=True, mode="json")
+
+
+def complete_models() -> None:
+    """Build the validators of all models now instead of at their first use. Takes 0.1 s (natively) once; idempotent."""
+    todo = ApiModel.__subclasses__()
+    while todo:
+        model = todo.pop()
+        todo += model.__subclasses__()
+        model.model_rebuild()
 
 
 class HealthConfig(ApiModel):
@@ -152,14 +162,14 @@ class ThrottleDevice(ApiModel):
     """A device and its limit, bytes or operations a second."""
 
     path: str = ""
-    rate: int = 0
+    rate: int = Field(0, ge=0)
 
 
 class WeightDevice(ApiModel):
     """A device and its weight, 10 to 1000."""
 
     path: str = ""
-    weight: int = 0
+    weight: int = Field(0, ge=0, lt=2**16)
 
 
 class Ulimit(ApiModel):
@@ -200,7 +210,7 @@ class TmpfsOptions(ApiModel):
     """Size in bytes, mode as an integer."""
 
     size_bytes: int = 0
-    mode: int = 0
+    mode: int = Field(0, ge=0, lt=2**32)
     options: List[list[str]] = Field(default_factory=list)
 
 
@@ -232,7 +242,7 @@ class HostConfig(ApiModel):
     memory: int = 0
     nano_cpus: int = 0
     cgroup_parent: str = ""
-    blkio_weight: int = 0
+    blkio_weight: int = Field(0, ge=0, lt=2**16)
     blkio_weight_device: List[WeightDevice] = Field(default_factory=list)
     blkio_device_read_bps: List[ThrottleDevice] = Field(default_factory=list)
     blkio_device_write_bps: List[ThrottleDevice] = Field(default_factory=list)
