@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 class Message(BaseModel):
     """Base of all: unknown fields are ignored, so that host and guest may be of different patch releases."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # Validators are built at first use, which for most of these is never: a command would wait a tenth of a second for them.
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class DaemonState(StrEnum):
