@@ -28,21 +28,30 @@ class Netd:
         if self._listens():
             done(self._path, "")
             return
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        if not self._pid:
-            self._pid = fork_helper(lambda _: _run(self._path), self._errors)
-            self._loop.on_child(self._pid, self._ended)
-        self._wait(_DEADLINE, done)
+        # One that we know but that does not listen may have died without our having heard of it.
+        earlier = self._pid
+        if not earlier:
+            self._fork()
+        self._wait(_DEADLINE, earlier, done)
 
-    def _wait(self, left: float, done: Callable[[Path | None, str], None]) -> None:
+    def _fork(self) -> None:
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        self._pid = fork_helper(lambda _: _run(self._path), self._errors)
+        self._loop.on_child(self._pid, self._ended)
+
+    def _wait(self, left: float, earlier: int, done: Callable[[Path | None, str], None]) -> None:
+        """Wait until one listens; once ``earlier`` is known to have ended (0: it is) there is a new one to wait for."""
         if self._listens():
             done(self._path, "")
+        elif not self._pid and earlier:
+            self._fork()
+            self._wait(left, 0, done)
         elif not self._pid:
             done(None, f"netd ended at once; see {self._errors}")
         elif left <= 0:
             done(None, f"netd does not listen at {self._path}; see {self._errors}")
         else:
-            self._loop.later(0.01, lambda: self._wait(left - 0.01, done))
+            self._loop.later(0.01, lambda: self._wait(left - 0.01, earlier, done))
 
     def _listens(self) -> bool:
         try:

@@ -44,24 +44,19 @@ class NetdClient:
             return
         for pause in _PAUSES:
             try:
-                self._socket = self._open()
+                hello = self._greet()
                 break
             except Exception as error:
-                # The one that has just died may not be buried yet, and stand in the way of the next.
+                # It may have ended, killed or idle, just when it was asked, or the agent is not back yet.
                 log.warning("netd cannot be reached (%s): trying again", error)
                 time.sleep(pause)
         else:
             try:
-                self._socket = self._open()
+                hello = self._greet()
             except Exception as error:
                 raise NetdRefused(
                     0, f"the process that holds ports and answers names cannot be started: {error}"
                 ) from error
-        try:
-            hello = self._ask("hello", (), {})
-        except (OSError, EOFError) as error:
-            self.close()
-            raise NetdRefused(0, f"the process that holds ports and answers names does not answer: {error}") from error
         if hello.get("protocol") != _PROTOCOL:
             self.close()
             raise NetdRefused(0, f"netd speaks protocol {hello.get('protocol')}, this daemon speaks {_PROTOCOL}")
@@ -69,6 +64,15 @@ class NetdClient:
         self.pid = int(hello["pid"])
         if fresh and self.on_new is not None:
             self.on_new()
+
+    def _greet(self) -> dict[str, Any]:
+        """Connect and return what netd says of itself; not connected when that fails."""
+        self._socket = self._open()
+        try:
+            return self._ask("hello", (), {})
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> socket.socket:
         path = self.path = self._start()
