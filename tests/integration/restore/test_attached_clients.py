@@ -99,6 +99,24 @@ def test_a_client_that_does_not_read_misses_nothing_when_the_daemon_is_killed(mo
     moored.docker("rm", name)
 
 
+def test_clients_that_come_while_a_container_prints_all_get_its_output(moored: Moored) -> None:
+    moored.docker(
+        "run", "-d", "--network=none", "--name", "prints", "busybox", "sh", "-c", "while :; do echo x; usleep 200; done"
+    )
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(60):
+            client = stack.enter_context(_attached(moored.socket, "prints"))
+            if number % 2:
+                clients.append(client)  # some stay, and have the next ones come in the middle of a feed that is on
+            for _ in range(3):
+                head = client.recv(8, socket.MSG_WAITALL)
+                assert set(client.recv(int.from_bytes(head[4:], "big"), socket.MSG_WAITALL)) == set(b"x\n")
+            if not number % 2:
+                client.close()
+    moored.docker("rm", "-f", "prints")
+
+
 def test_a_slow_pipe_behind_docker_run_gets_every_byte_and_the_exit_code(moored: Moored) -> None:
     script = WRITER.replace("until [ -e /go ]; do usleep 20000; done; ", "")
     with moored.docker_popen(

@@ -188,3 +188,37 @@ async def test_exactly_64_kib_fit_into_a_pipe_and_then_the_container_waits(harne
     assert started.pid
     close_pipes(pipes)
     assert isinstance(await anext(shim.events), ContainerExited)
+
+
+async def test_client_that_is_held_misses_nothing_that_is_fed_before_its_beginning_is_known(harness: Harness) -> None:
+    shim = await harness.shim()
+    feed = await shim.feed()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        held = await shim.attach(theirs, multiplexed=False, hold=True)
+    assert held is not None
+    with contextlib.closing(ours) as client, contextlib.closing(await attach(shim, multiplexed=False)) as other:
+        assert feed.send(1, 0, b"earlier ")
+        assert feed.send(1, 8, b"from here on")
+        await shim.status()  # the shim has had every chance to read the feed
+        await shim.attach_from(held, {1: 8, 2: 0})
+        assert feed.send(1, 20, b", all of it")
+        await shim.finish_output({1: 31, 2: 0})
+        assert await read_socket(client) == b"from here on, all of it"
+        assert await read_socket(other) == b"earlier from here on, all of it"
+    feed.close()
+
+
+async def test_client_that_is_held_gets_output_when_its_daemon_dies(harness: Harness) -> None:
+    shim = await harness.shim()
+    feed = await shim.feed()
+    dying = await Shim.connect(harness.exec_root, shim.container_id)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        assert await dying.attach(theirs, multiplexed=False, hold=True) is not None
+    with contextlib.closing(ours) as client:
+        assert feed.send(1, 0, b"goes on")
+        dying.close()
+        await shim.finish_output({1: 7})
+        assert await read_socket(client) == b"goes on"
+    feed.close()

@@ -1,7 +1,9 @@
 """Clients attached to a container's streams. The shim serves them; here they are brought to it."""
 
 import contextlib
+import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from socket import socket
 
@@ -11,6 +13,9 @@ from moorage_guest.engine.record import Container
 from moorage_guest.engine.shims import ShimGone
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, InvalidParameter
+from moorage_guest.logs.pump import UnknownContainer
+
+log = logging.getLogger(__name__)
 
 #: Control-p control-q.
 DEFAULT_DETACH_KEYS = b"\x10\x11"
@@ -72,15 +77,28 @@ async def attach(
     running.attaching += 1
     try:
         with contextlib.closing(client):
-            offsets = {} if running.output is None else await running.output.offsets()
-            await running.shim.attach(
+            held = await running.shim.attach(
                 client, prefix=prefix, stdin=request.stdin and container.config.open_stdin, stdout=request.stdout,
                 stderr=request.stderr, multiplexed=request.multiplexed, detach_keys=request.detach_keys,
-                start_offsets=offsets,
+                hold=running.output is not None,
             )  # fmt: skip
             running.attached = True
+            if held is not None:
+                await _begin(running, held)
     finally:
         running.attaching -= 1
+
+
+async def _begin(running: Running, held: int) -> None:
+    """Feed, if that was not done, and let a client have what comes from there on."""
+    offsets: Mapping[int, int] = {}
+    try:
+        if running.output is not None:
+            offsets = await running.output.offsets()
+    except UnknownContainer:
+        log.debug("the container ended while a client was attached")
+    finally:
+        await running.shim.attach_from(held, offsets)
 
 
 async def count_changed(running: Running, count: int) -> None:

@@ -146,18 +146,28 @@ class Shim:
         multiplexed: bool = True,
         detach_keys: bytes = b"",
         start_offsets: Mapping[int, int] | None = None,
-    ) -> None:
+        hold: bool = False,
+    ) -> int | None:
         """Give a client to the shim, which serves it from now on (the descriptor is duplicated: close yours).
 
         `prefix` is what the client already sent after its request. Output below `start_offsets` (by stream) is
-        not shown. Begin to feed before attaching, so that nothing falls between. Works before `run`, too.
+        not shown. Works before `run`, too.
+
+        With `hold` no output at all is passed on until `attach_from` is told the number returned here and where the client's
+        output begins: begin to feed in between, so that nothing falls between. None from a shim that does not know this.
         """
         params = {
             "stdin": stdin, "stdout": stdout, "stderr": stderr, "multiplexed": multiplexed,
             "detach_keys": detach_keys.hex(), "start": {str(key): value for key, value in (start_offsets or {}).items()},
+            "hold": hold,
         }  # fmt: skip
         number = client_socket if isinstance(client_socket, int) else client_socket.fileno()
-        await self._ask("attach", params, blob=prefix, fds=[number])
+        held = (await self._ask("attach", params, blob=prefix, fds=[number])).body["result"].get("held")
+        return None if held is None else int(held)
+
+    async def attach_from(self, held: int, start_offsets: Mapping[int, int]) -> None:
+        """Let a client that was attached with `hold` have the output from these offsets on."""
+        await self._ask("attach_from", {"held": held, "start": {str(key): at for key, at in start_offsets.items()}})
 
     async def finish_output(self, offsets: Mapping[int, int], *, spill: int | None = None) -> None:
         """Say that the container's output is complete: `offsets` are the lengths of its streams.

@@ -21,12 +21,24 @@ _TURN = 32
 
 
 class Attachment:
-    """One attached client: `next` is the offset it needs next, by stream."""
+    """One attached client: `next` is the offset it needs next, by stream. Feeds wait while it is `held`."""
 
-    def __init__(self, client: Client, start: dict[int, int]) -> None:
+    def __init__(self, client: Client, start: dict[int, int], held: bool) -> None:
         self.client = client
         self.next = start
+        self.held = held
         self._exact = bool(start)
+
+    def begin(self, start: dict[int, int]) -> None:
+        """Say where a held client begins."""
+        self.next = start
+        self._exact = bool(start)
+        self.held = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing is to be read from the feeds for now."""
+        return self.held or self.client.slow
 
     def give(self, stream: int, offset: int, data: bytes) -> None:
         """Pass on what the client does not have yet. One that was so slow that output is missing is let go."""
@@ -42,7 +54,9 @@ class Attachment:
 
     def has(self, lengths: dict[int, int]) -> bool:
         """Whether the client has got everything it wants up to these offsets."""
-        return all(self.next.get(stream, 0) >= end for stream, end in lengths.items() if stream in self.client.streams)
+        return not self.held and all(
+            self.next.get(stream, 0) >= end for stream, end in lengths.items() if stream in self.client.streams
+        )
 
 
 class Attachments:
@@ -67,9 +81,9 @@ class Attachments:
         """Everybody, also those that only send input."""
         return [member.client for member in self._members]
 
-    def add(self, client: Client, start: dict[int, int], on_gone: Callable[[], None]) -> None:
-        """Serve a client until it leaves or the output is complete."""
-        member = Attachment(client, start)
+    def add(self, client: Client, start: dict[int, int], on_gone: Callable[[], None], held: bool = False) -> Attachment:
+        """Serve a client until it leaves or the output is complete; nobody gets anything while it is ``held``."""
+        member = Attachment(client, start, held)
 
         def gone() -> None:
             self._members.remove(member)
@@ -85,6 +99,13 @@ class Attachments:
             self._on_count(self.count)
         if self._lengths is not None:
             self._finish(idle=False)
+        return member
+
+    def begin(self, member: Attachment, start: dict[int, int]) -> None:
+        """Let a held client have the output from these offsets on."""
+        member.begin(start)
+        self._finish(idle=False)
+        self._resume()
 
     def add_feed(self, sock: socket.socket) -> None:
         """Take output from this socket once those before it have ended."""
@@ -123,16 +144,17 @@ class Attachments:
         if self._lengths is None:
             return
         for member in list(self._members):
-            if member.has(self._lengths) if self._lengths else idle:
+            if member.has(self._lengths) if self._lengths else idle and not member.held:
                 member.client.finish()
 
     def _give_up(self) -> None:
         """Nothing more will come: what a client lacks by now is lost."""
         for member in list(self._members):
-            member.client.finish()
+            if not member.held:
+                member.client.finish()
 
     def _resume(self) -> None:
-        if any(member.client.slow for member in self._members):
+        if any(member.waits for member in self._members):
             return
         if self._feeds:
             self._loop.watch(self._feeds[0].fileno(), READ, self._read)
@@ -149,7 +171,7 @@ class Attachments:
                     if self._lengths:
                         self._give_up()
                     return
-                if any(member.client.slow for member in self._members):
+                if any(member.waits for member in self._members):
                     return
                 head = os.read(self._spill, SPILLED.size)
                 length, stream, offset = SPILLED.unpack(head) if len(head) == SPILLED.size else (0, 0, 0)
@@ -174,7 +196,7 @@ class Attachments:
             if not self._feeds:
                 return
             feed = self._feeds[0]
-            if any(member.client.slow for member in self._members):
+            if any(member.waits for member in self._members):
                 self._loop.unwatch(feed.fileno())
                 return
             try:

@@ -109,7 +109,7 @@ class Request:
     """One request, to be answered once, now or later."""
 
     def __init__(self, connection: Connection, message: wire.Message) -> None:
-        self._connection = connection
+        self.connection = connection
         self._number = message.body.get("id")
         self.params: dict[str, Any] = message.body.get("params") or {}
         self.blob = message.blob
@@ -118,7 +118,7 @@ class Request:
     @property
     def heard(self) -> bool:
         """Whether who asked is still there."""
-        return not self._connection.closed
+        return not self.connection.closed
 
     def take_fd(self) -> int:
         """Take the next descriptor that came along."""
@@ -128,8 +128,8 @@ class Request:
 
     def answer(self, result: dict[str, Any], blob: bytes = b"", fds: list[int] | None = None) -> None:
         """Reply."""
-        self._connection.send({"id": self._number, "result": result}, blob, fds)
+        self.connection.send({"id": self._number, "result": result}, blob, fds)
 
     def refuse(self, code: str, message: str) -> None:
         """Reply with an error."""
-        self._connection.send({"id": self._number, "error": {"code": code, "message": message}})
+        self.connection.send({"id": self._number, "error": {"code": code, "message": message}})

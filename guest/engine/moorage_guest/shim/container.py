@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moorage_guest.shim import kernel
-from moorage_guest.shim.attachments import Attachments
+from moorage_guest.shim.attachments import Attachment, Attachments
 from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
 from moorage_guest.shim.fill import measure
 from moorage_guest.shim.loop import WRITE, Loop
@@ -178,8 +178,11 @@ class Container:
             raise ProcessLookupError
         os.kill(self.pid, number)  # ours and not reaped yet, so the pid is still its own
 
-    def attach(self, client: Client, stdin: bool, prefix: bytes, start: dict[int, int], detached: Callable[[], None]) -> None:  # fmt: skip
-        """Serve a client from now on."""
+    def attach(
+        self, client: Client, stdin: bool, prefix: bytes, start: dict[int, int], detached: Callable[[], None],
+        held: bool = False,
+    ) -> Attachment:  # fmt: skip
+        """Serve a client from now on; one that is ``held`` gets output once its beginning is known."""
 
         def input_ended() -> None:
             if self.spec.stdin_once and not self.spec.tty and self.stdin is not None:
@@ -187,12 +190,13 @@ class Container:
 
         client.on_detach = detached
         client.on_input_end = input_ended
-        self.attachments.add(client, start, input_ended if stdin else _nothing)
+        attachment = self.attachments.add(client, start, input_ended if stdin else _nothing, held)
         if stdin and self.spec.open_stdin:
             if self.stdin is not None:
                 client.feed_input(self.stdin, prefix)
             elif not self._started:
                 self._waiting_for_stdin.append((client, prefix))
+        return attachment
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

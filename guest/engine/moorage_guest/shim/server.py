@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage_guest.shim import kernel, wire
-from moorage_guest.shim.attachments import client_from
+from moorage_guest.shim.attachments import Attachment, client_from
 from moorage_guest.shim.clients import STDERR, STDOUT, Client
 from moorage_guest.shim.connection import Connection, Refused, Request
 from moorage_guest.shim.container import Container, Spec
@@ -31,6 +31,9 @@ class Server:
         self._folder = folder
         self._connections: list[Connection] = []
         self._execs: dict[str, ExecSession] = {}
+        #: Clients whose daemon has yet to say where their output begins, by number.
+        self._held: dict[int, tuple[Connection, Attachment]] = {}
+        self._holds = 0
         #: Who asked for the status while the runtime is at work on the start.
         self._asked_meanwhile: list[Request] = []
         self._runtime = Runtime(loop, spec.runtime, spec.runtime_args, root, folder)
@@ -43,7 +46,14 @@ class Server:
             sock, _ = self._listener.accept()
         except OSError:
             return
-        self._connections.append(Connection(self._loop, sock, self._message, self._connections.remove))
+        self._connections.append(Connection(self._loop, sock, self._message, self._closed))
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.remove(connection)
+        for key, (owner, attachment) in list(self._held.items()):
+            if owner is connection:
+                del self._held[key]
+                self._container.attachments.begin(attachment, {})
 
     def _emit(self, event: dict[str, Any]) -> None:
         for connection in list(self._connections):
@@ -105,7 +115,21 @@ class Server:
         def detached() -> None:
             self._emit({"event": "detached", "exec_id": None})
 
-        self._container.attach(client, bool(params["stdin"]), request.blob, start, detached)
+        held = bool(params.get("hold"))
+        attachment = self._container.attach(client, bool(params["stdin"]), request.blob, start, detached, held)
+        if held:
+            self._holds += 1
+            self._held[self._holds] = (request.connection, attachment)
+            request.answer({"held": self._holds})
+        else:
+            request.answer({})
+
+    def _do_attach_from(self, request: Request) -> None:
+        """Say where the output of a client that is held begins."""
+        found = self._held.pop(int(request.params["held"]), None)
+        if found is not None:
+            start = {int(key): int(value) for key, value in request.params["start"].items()}
+            self._container.attachments.begin(found[1], start)
         request.answer({})
 
     def _do_finish_output(self, request: Request) -> None:
