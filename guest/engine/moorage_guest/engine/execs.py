@@ -21,6 +21,7 @@ from moorage_guest.engine.shims import ExecRequest, OciError, ShimError, ShimGon
 from moorage_guest.engine.states import Status
 from moorage_guest.engine.unmanaged import check_managed
 from moorage_guest.errors import Conflict, EngineError, NotFound, SystemError_
+from moorage_guest.oci import cgroups
 from moorage_guest.oci.spec import ExecSpecRequest, build_exec_process
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def create(engine: "Containers", container: Container, config: ExecConfig) -> Ex
     _keep(engine, session)
     engine.execs[session.id] = session
     container.exec_ids.append(session.id)
+    # The start is about to come.
+    engine.task(asyncio.to_thread(cgroups.ready_moves), f"make ready for exec {session.id[:12]}")
     engine.publish(container, f"exec_create: {' '.join(config.args)}", execID=session.id)
     return session
 

@@ -73,6 +73,30 @@ def remove(cgroup_path: str) -> None:
                 Path(path).rmdir()
 
 
+def ready_moves() -> None:
+    """Make the kernel ready to move processes between cgroups, by moving this one to where it is; blocks for about 10 ms.
+
+    The first move after a pause waits for a grace period of RCU (cgroup_threadgroup_rwsem); others close behind it do not.
+    Done while the runtime is still loading, the wait is not added to its start. Harmless where it does not work.
+    """
+    own = _own_processes()
+    if own is not None:
+        with contextlib.suppress(OSError):
+            own.write_text(str(os.getpid()))
+
+
+@cache
+def _own_processes() -> Path | None:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if is_v2() or controllers:
+            controller = controllers.split(",")[0].removeprefix("name=")
+            file = folder(path, controller) / "cgroup.procs"
+            if file.exists():
+                return file
+    return None
+
+
 def unlimit_cpu(cgroup_path: str) -> None:
     """Take away a running container's CPU quota. Raises OSError."""
     if is_v2():

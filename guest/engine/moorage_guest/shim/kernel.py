@@ -16,6 +16,14 @@ MNT_DETACH = 2
 PR_SET_CHILD_SUBREAPER = 36
 FITRIM = 0xC0185879
 
+AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOUNT_ATTR_RDONLY = 1
+#: The same on all architectures.
+_SYS_OPEN_TREE = 428
+_SYS_MOUNT_SETATTR = 442
+
 #: oom_score_adj of agent, shims and netd, which must not die, and of moored, which may.
 KEEP_ALIVE = -900
 DAEMON_SCORE = -500
@@ -64,6 +72,26 @@ def hide_unified_cgroup() -> None:
     _check(_libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None), "make / a slave mount")
     if _libc.umount2(b"/sys/fs/cgroup/unified", MNT_DETACH) != 0 and ctypes.get_errno() != errno.EINVAL:
         _check(-1, "unmount /sys/fs/cgroup/unified")
+
+
+def open_read_only(path: str) -> int:
+    """Return a descriptor (close-on-exec) of a file on a read-only mount of its own, which is in nobody's tree and ends with it.
+
+    Raises OSError: the file is not there, or the kernel is older than 5.12, or mounting is not allowed.
+    """
+    descriptor = int(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC))
+    if descriptor < 0:
+        _check(-1, f"open_tree({path})")
+    try:
+        attributes = struct.pack("QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+        _check(
+            _libc.syscall(_SYS_MOUNT_SETATTR, descriptor, b"", _AT_EMPTY_PATH, attributes, len(attributes)),
+            f"mount_setattr({path})",
+        )
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def pipe_of_fixed_size() -> tuple[int, int]:

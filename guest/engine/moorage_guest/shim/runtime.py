@@ -73,7 +73,7 @@ class Runtime:
                 kernel.hide_unified_cgroup()
             for target, source in enumerate([os.dup(number) if number < 3 else number for number in stdio]):
                 os.dup2(source, target)
-            os.execvpe(argv[0], argv, _environment())
+            _execute(argv, _environment())
         except BaseException as error:
             with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as stream:
                 json.dump({"level": "error", "msg": f"cannot run {argv[0]}: {error}"}, stream)
@@ -87,6 +87,21 @@ class Runtime:
         message = last_message(kernel.read_small(log).decode(errors="replace"))
         kernel.remove(log)
         done(RuntimeFailed(message or f"{argv[0]} ended with status {code} without saying why"))
+
+
+def _execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
+    """Become a program found on the PATH. Raises OSError.
+
+    It is run from a read-only mount where that can be: no container can overwrite it by way of /proc/PID/exe then, which
+    crun would otherwise see to by making such a mount itself and running itself again from it: half of its start.
+    """
+    for folder in environment["PATH"].split(":"):
+        try:
+            program = kernel.open_read_only(f"{folder}/{argv[0]}")
+            os.execve(program, argv, {**environment, "_LIBCONTAINER_CLONED_BINARY": "1"})
+        except OSError:
+            continue
+    os.execvpe(argv[0], argv, environment)
 
 
 def last_message(text: str) -> str:
