@@ -1,10 +1,14 @@
 """A container's membership in networks: joined and left at any time, running or not."""
 
+import logging
+
 from moorage_guest.api.types import EndpointSettings
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.states import Status
-from moorage_guest.errors import Conflict, Forbidden, InvalidParameter, NotFound
+from moorage_guest.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound
+
+log = logging.getLogger(__name__)
 
 
 async def connect(engine: Containers, container: Container, network: str, settings: EndpointSettings | None) -> None:
@@ -58,3 +62,26 @@ async def disconnect(engine: Containers, reference: str, network: str, *, force:
         container.endpoints.pop(key, None)
         container.wanted_endpoints.pop(key, None)
         await engine.save(container)
+
+
+async def settle(engine: Containers, container: Container) -> bool:
+    """Make the record of a live container and its network sandbox agree; returns whether they did not.
+
+    A daemon killed while the container joined a network leaves it in there without a record, which is undone: the client
+    was told nothing. One killed while it left has done it already.
+    """
+    sandbox = engine.networks.sandbox(container.id) if container.own_network else None
+    if sandbox is None or set(sandbox.endpoints) == set(container.endpoints):
+        return False
+    for name in set(sandbox.endpoints) - set(container.endpoints):
+        log.warning("container %s had not quite joined network %s: it leaves it again", container.id, name)
+        try:
+            await engine.networks.disconnect(container.id, sandbox.endpoints[name].network_id)
+        except EngineError as error:
+            log.warning("container %s stays in network %s: %s", container.id, name, error)
+            container.endpoints[name] = sandbox.endpoints[name]
+    for name in set(container.endpoints) - set(sandbox.endpoints):
+        container.endpoints.pop(name)
+        container.wanted_endpoints.pop(name, None)
+    container.ports = dict(engine.networks.ports(container.id))
+    return True

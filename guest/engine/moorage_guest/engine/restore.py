@@ -18,6 +18,7 @@ from moorage_guest.engine import (
     execs,
     health,
     lifecycle,
+    memberships,
     namespaces,
     removal,
     restart,
@@ -27,7 +28,7 @@ from moorage_guest.engine import (
 )
 from moorage_guest.engine.containers import Containers, Running
 from moorage_guest.engine.output import Output
-from moorage_guest.engine.record import KIND, Container, RecordError
+from moorage_guest.engine.record import KIND, Container, RecordError, RunState
 from moorage_guest.engine.settings import DEFAULT_STOP_TIMEOUT
 from moorage_guest.engine.shims import ExitRecord, Shim, ShimError, ShimGone, ShimStatus
 from moorage_guest.engine.states import Status
@@ -56,6 +57,9 @@ class _Found:
     shim: Shim | None = None
     status: ShimStatus | None = None
     end: ExitRecord | None = None
+    #: Its record's state, and whether its networks were others.
+    before: RunState | None = None
+    rejoined: bool = False
 
 
 async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -86,7 +90,9 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
     await _each([_end(engine, each.container, end) for each, end in ended])
     for each in connected:
         if each.end is None and each.status is not None and each.status.pid:
+            each.before = each.container.state
             _adopt_state(each.container, each.status)
+            each.rejoined = await memberships.settle(engine, each.container)
     living = [each for each in connected if each.end is None]
     engine.task(_go_on(engine, living, sessions), "taking containers back")
 
@@ -248,7 +254,7 @@ async def _take_back(engine: Containers, found: _Found, sessions: set[str]) -> N
         await ending.take_down(engine, container)
         found.end = None
         return
-    before = container.state
+    before = found.before or container.state
     _adopt_state(container, status)
     if not before.status.alive:  # the last daemon asked for the start and did not live to see it
         container.cgroup_path = await asyncio.to_thread(_cgroup_path, engine, container)
@@ -263,7 +269,7 @@ async def _take_back(engine: Containers, found: _Found, sessions: set[str]) -> N
         return
     starting.watch(engine, container, running)
     health.begin(engine, container, keep=True)
-    if container.state != before:
+    if found.rejoined or container.state != before:
         await engine.save(container)
 
 
@@ -302,10 +308,13 @@ async def _settle(engine: Containers) -> None:
     """Start what a policy wants started, remove what --rm or an unfinished removal wants gone."""
     waiting: list[Container] = []
     for container in engine:
-        if container.status.alive or container.unmanaged:
+        if container.unmanaged:
             continue
-        namespaces.forget_place(container)
-        await engine.layers.unmount(container.id)
+        async with container.lock:  # its restart policy may be starting it already
+            if container.status.alive:
+                continue
+            namespaces.forget_place(container)
+            await engine.layers.unmount(container.id)
         if container.status == Status.DEAD or (
             container.host_config.auto_remove and container.status == Status.EXITED and not container.removing
         ):

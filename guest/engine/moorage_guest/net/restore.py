@@ -5,6 +5,7 @@ Synchronous, on the network thread.
 
 import ipaddress
 import logging
+import os
 import secrets
 from collections.abc import Collection
 from dataclasses import replace
@@ -17,7 +18,7 @@ from moorage_guest.net import links, namespaces, requests
 from moorage_guest.net.config import DEFAULT_NAME
 from moorage_guest.net.fabric import KIND, Fabric
 from moorage_guest.net.firewall import merge
-from moorage_guest.net.netlink import Interface, NetlinkError, delete_link
+from moorage_guest.net.netlink import Interface, NetlinkError, RouteSocket, delete_link
 from moorage_guest.net.nftables import NftablesError
 from moorage_guest.net.records import EndpointRecord, NetworkRecord, SandboxRecord, Subnet
 from moorage_guest.net.sandboxes import Sandboxes, reap, remove_links
@@ -54,9 +55,10 @@ def restore(fabric: Fabric, sandboxes: Sandboxes, live: Collection[str]) -> list
     _recover(fabric, records, [sandbox for key, sandbox in kept.items() if key in live], warnings)
     _default_networks(fabric, records, default_used, warnings)
     _realise_all(fabric, records, warnings)
+    present = {link.name for link in fabric.route.links()}
     for container_id, sandbox in kept.items():
         if container_id in live:
-            _take_back(fabric, sandbox, warnings)
+            _take_back(fabric, _as_it_is(fabric, sandbox, present), warnings)
         else:
             fabric.sandboxes[container_id] = sandbox
             reap(fabric.route, sandboxes.release(container_id), fabric)
@@ -182,6 +184,28 @@ def _bridge_only(fabric: Fabric, record: NetworkRecord) -> None:
         fabric.realise(record)
     finally:
         fabric.firewall = firewall
+
+
+def _as_it_is(fabric: Fabric, sandbox: SandboxRecord, present: Collection[str]) -> SandboxRecord:
+    """Leave out of a sandbox what the kernel does not have: a daemon was killed while it plugged it in, or out."""
+    lost = {endpoint.id for endpoint in sandbox.endpoints if endpoint.host_link and endpoint.host_link not in present}
+    if not lost:
+        return sandbox
+    for endpoint in sandbox.endpoints:
+        if endpoint.id in lost:
+            log.warning("container %s has left network %s: its link is gone", sandbox.name, endpoint.network_name)
+    sandbox = replace(sandbox, endpoints=tuple(each for each in sandbox.endpoints if each.id not in lost))
+    fabric.files.put(sandbox)
+    namespace = namespaces.open_path(Path(sandbox.netns))
+    if namespace is not None:
+        try:
+            with namespaces.inside(namespace), RouteSocket() as inner:
+                links.default_routes(inner, sandbox.endpoints)
+        except (OSError, NetlinkError) as error:
+            log.warning("container %s: its default route could not be set: %s", sandbox.name, error)
+        finally:
+            os.close(namespace)
+    return sandbox
 
 
 def _take_back(fabric: Fabric, sandbox: SandboxRecord, warnings: list[str]) -> None:
