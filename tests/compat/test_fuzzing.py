@@ -119,7 +119,21 @@ def fuzzed() -> Iterator[Fuzzed]:
             moored.docker("load", "-i", str(busybox_archive()))
             moored.docker("network", "create", "first")
             moored.docker(
-                "run", "-d", "--name", "first", "-p", "80", "--net", "first", "-v", "vol:/v", "busybox", "sleep", "999"
+                "run",
+                "-d",
+                "--name",
+                "first",
+                "--ipc",
+                "shareable",
+                "-p",
+                "80",
+                "--net",
+                "first",
+                "-v",
+                "vol:/v",
+                "busybox",
+                "sleep",
+                "999",
             )
             moored.docker("exec", "first", "true")
             moored.docker("commit", "first", "committed")

@@ -44,6 +44,8 @@ async def view(engine: "Containers", reference: str, path: str) -> AsyncGenerato
 async def _view(engine: "Containers", container: Container, path: str) -> AsyncGenerator[View, None]:
     if not path:
         raise InvalidParameter("bad parameter: path cannot be empty")
+    if "\0" in path:
+        raise InvalidParameter("bad parameter: path holds a NUL byte")
     if container.removing:
         raise Conflict(f"container {container.id} is being removed")
     mount = mount_at(container, path)
