@@ -9,8 +9,11 @@ time). Without the file, with that of another Python, or for what is not in it, 
 import builtins
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import marshal
+import mmap
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
@@ -27,16 +30,24 @@ FILE = Path(__file__).with_name("precompiled.bin")
 _PYC_HEADER = 16
 _UNCHECKED_HASH = 1
 
+# Before everything else: the Python that can use the file, and the length of the index.
+_HEADER = struct.Struct("<4sI")
+
+_Place = tuple[int, int]  # begin and end in what follows the index
+_Module = tuple[str, bool, _Place]  # path, whether it is a package, code
+
 
 @contextlib.contextmanager
 def used(file: Path = FILE) -> Iterator[None]:
     """Import from `file` inside the block what is in it."""
-    modules, codes = _read(file)
+    index, content = _read(file)
+    names, texts = index
 
     def run(source: Any, *names: Any) -> None:
-        builtins.exec(codes.get(source, source), *names)
+        place = texts.get(_key(source)) if isinstance(source, str) else None
+        builtins.exec(source if place is None else marshal.loads(content[place[0] : place[1]]), *names)
 
-    finder = _Finder(modules)
+    finder = _Finder(names, content)
     sys.meta_path.insert(0, finder)
     try:
         with _instead_of_exec(run):
@@ -50,16 +61,22 @@ def record(file: Path, roots: Sequence[str] = ()) -> int:
 
     For a process of its own: what has been imported before is not seen. Each of `roots` will be `/` where it is used.
     """
-    codes: dict[str, CodeType] = {}
+    codes: dict[bytes, CodeType] = {}
 
     def run(source: Any, *names: Any) -> None:
         if isinstance(source, str):
-            codes[source] = source = compile(source, "<string>", "exec", dont_inherit=True)
+            codes[_key(source)] = source = compile(source, "<string>", "exec", dont_inherit=True)
         builtins.exec(source, *names)
 
     with _instead_of_exec(run):
         import_daemon()
-    modules: dict[str, tuple[str, bool, bytes]] = {}
+    content = bytearray()
+
+    def add(code: bytes) -> _Place:
+        content.extend(code)
+        return len(content) - len(code), len(content)
+
+    modules: dict[str, _Module] = {}
     for name, module in sorted(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
         if spec is None or spec.name != name or not isinstance(spec.loader, SourceFileLoader):
@@ -69,10 +86,15 @@ def record(file: Path, roots: Sequence[str] = ()) -> int:
             for root in roots:
                 path = path.removeprefix(root)
             code = _stored(Path(spec.cached)) or marshal.dumps(spec.loader.get_code(name))
-            modules[name] = path, spec.submodule_search_locations is not None, code
-    texts = {text: marshal.dumps(code) for text, code in sorted(codes.items())}
-    file.write_bytes(importlib.util.MAGIC_NUMBER + marshal.dumps((modules, texts)))
+            modules[name] = path, spec.submodule_search_locations is not None, add(code)
+    texts = {key: add(marshal.dumps(code)) for key, code in sorted(codes.items())}
+    index = marshal.dumps((modules, texts))
+    file.write_bytes(_HEADER.pack(importlib.util.MAGIC_NUMBER, len(index)) + index + content)
     return len(modules)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _stored(compiled: Path) -> bytes:
@@ -87,8 +109,9 @@ def _stored(compiled: Path) -> bytes:
 class _Finder(MetaPathFinder):
     """Finds what was recorded, as it would be found in its place on the disk."""
 
-    def __init__(self, modules: dict[str, tuple[str, bool, bytes]]) -> None:
+    def __init__(self, modules: dict[str, _Module], content: memoryview) -> None:
         self._modules = modules
+        self._content = content
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
@@ -96,35 +119,42 @@ class _Finder(MetaPathFinder):
         recorded = self._modules.get(fullname)
         if recorded is None:
             return None
-        origin, package, code = recorded
-        loader = _Loader(fullname, origin, code)
+        origin, package, (begin, end) = recorded
+        loader = _Loader(fullname, origin, self._content[begin:end])
         where = [origin.rpartition("/")[0]] if package else None
         return importlib.util.spec_from_file_location(fullname, origin, loader=loader, submodule_search_locations=where)
 
 
 class _Loader(SourceFileLoader):
-    """Differs from its base in where the code comes from."""
+    """Differs from its base in where the code comes from, the first time."""
 
-    def __init__(self, fullname: str, path: str, code: bytes) -> None:
+    def __init__(self, fullname: str, path: str, code: memoryview) -> None:
         super().__init__(fullname, path)
-        self._code = code
+        self._code: memoryview | None = code
 
-    def get_code(self, fullname: str) -> CodeType:
-        code: CodeType = marshal.loads(self._code)
-        self._code = b""
+    def get_code(self, fullname: str) -> CodeType | None:
+        recorded, self._code = self._code, None
+        if recorded is None:
+            return super().get_code(fullname)
+        code: CodeType = marshal.loads(recorded)
         return code
 
 
-def _read(file: Path) -> tuple[dict[str, tuple[str, bool, bytes]], dict[str, CodeType]]:
-    magic = importlib.util.MAGIC_NUMBER
+def _read(file: Path) -> tuple[tuple[dict[str, _Module], dict[bytes, _Place]], memoryview]:
+    """Return the index and, mapped rather than read so that nothing of it stays in the daemon's memory, the code."""
+    nothing: tuple[dict[str, _Module], dict[bytes, _Place]] = {}, {}
     try:
-        data = file.read_bytes()
-    except OSError:
-        return {}, {}
-    if not data.startswith(magic):
-        return {}, {}
-    modules, texts = marshal.loads(memoryview(data)[len(magic) :])
-    return modules, {text: marshal.loads(code) for text, code in texts.items()}
+        with file.open("rb") as stream:
+            data = memoryview(mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ))
+    except (OSError, ValueError):
+        return nothing, memoryview(b"")
+    if len(data) < _HEADER.size:
+        return nothing, memoryview(b"")
+    magic, size = _HEADER.unpack(data[: _HEADER.size])
+    if magic != importlib.util.MAGIC_NUMBER:
+        return nothing, memoryview(b"")
+    begin = _HEADER.size + size
+    return marshal.loads(data[_HEADER.size : begin]), data[begin:]
 
 
 @contextlib.contextmanager

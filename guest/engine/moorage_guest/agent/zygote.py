@@ -27,9 +27,6 @@ from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.loop import trace
 from moorage_guest.shim.runtime import RESET_SIGNALS
 
-#: Seconds without work after which it does what a first daemon need not wait for.
-_IDLE = 3.0
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Import the daemon, connect to the agent under argv[0] (the exec root), and serve until it says to end."""
@@ -55,7 +52,6 @@ class Zygote:
         self._keep: int | None = None
         self._jobs: dict[int, int] = {}
         self._unsaid: list[dict[str, Any]] = []
-        self._complete = False
         self._woken, self._waker = socket.socketpair()
         for sock in (self._woken, self._waker):
             sock.setblocking(False)
@@ -71,9 +67,7 @@ class Zygote:
         gc.enable()
         while True:
             sock = self._connected()
-            ready, _, _ = select.select([sock, self._woken], [], [], None if self._complete else _IDLE)
-            if not ready:
-                self._finish()
+            ready, _, _ = select.select([sock, self._woken], [], [])
             if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     while self._woken.recv(256):
@@ -94,13 +88,6 @@ class Zygote:
                 return 0
             else:
                 self._act(message)
-
-    def _finish(self) -> None:
-        """Do what the first daemon had to do without, so that it was up sooner: all later ones get it with their fork."""
-        importlib.import_module("moorage_guest.api.types").complete_models()
-        self._complete = True
-        gc.collect()
-        gc.freeze()
 
     def _connected(self) -> socket.socket:
         """Return the connection to the agent, waiting for one to come when there is none."""
