@@ -125,12 +125,16 @@ def test_unknown_container_is_404_everywhere(api: Api) -> None:
     calls = [
         ("GET", "json"), ("GET", "top"), ("GET", "changes"), ("GET", "export"), ("GET", "stats"), ("POST", "start"),
         ("POST", "stop"), ("POST", "restart"), ("POST", "kill"), ("POST", "pause"), ("POST", "unpause"),
-        ("POST", "attach"), ("POST", "wait"),
+        ("POST", "wait"),
     ]  # fmt: skip
     for method, verb in calls:
         reply = api.call(method, f"/containers/nope/{verb}")
         assert (reply.status, reply.message) == (404, "No such container: nope"), verb
     assert api.get("/containers/nope/logs", stdout=1).status == 404
+    attached = api.call(
+        "POST", "/containers/nope/attach", check=False
+    )  # in the stream that would have been, as dockerd
+    assert (attached.status, attached.body) == (404, b"No such container: nope\r\n")
     assert api.delete("/containers/nope").status == 404
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.moored import Moored
+from tests.support.moored import Moored, wait_for
 from tests.support.openapi import Api, Reply
 
 
@@ -185,3 +185,36 @@ def test_hosts_of_the_host_network_is_the_hosts_own(moored: Moored) -> None:
     assert moored.docker("run", "--rm", "--network", "host", "busybox", "cat", "/etc/hosts") == (
         Path("/etc/hosts").read_text().removesuffix("\n")
     )
+
+
+def test_fields_of_the_host_beside_the_configuration_count_as_they_did(moored: Moored) -> None:
+    reply = moored.api.call(
+        "POST", "/containers/create", body={"Image": "busybox", "Cmd": "ls", "Memory": 524287}, check=False
+    )
+    assert (reply.status, reply.message) == (400, "Minimum memory limit allowed is 6MB")
+    body = {"Image": "busybox", "Cmd": ["true"], "CpuShares": 12, "HostConfig": {"Memory": 64 << 20}}
+    host = inspect(moored, made(moored.api.call("POST", "/containers/create", body=body)))["HostConfig"]
+    assert (host["CpuShares"], host["Memory"]) == (12, 64 << 20)
+
+
+def test_nothing_to_run_is_said_even_without_an_image(moored: Moored) -> None:
+    reply = moored.api.call("POST", "/containers/create", body={"Image": ""}, check=False)
+    assert (reply.status, reply.message) == (400, "no command specified")
+
+
+def test_options_are_answered_and_sizes_are_checked_before_the_session(moored: Moored) -> None:
+    assert moored.api.call("OPTIONS", "/", check=False).status == 200
+    assert moored.api.call("POST", "/exec/nope/resize", query={"h": "foo", "w": "bar"}, check=False).status == 400
+
+
+def test_an_exec_that_has_ended_still_tells_its_process(moored: Moored) -> None:
+    moored.docker("run", "-d", "--name", "told", "busybox", "sleep", "1000")
+    exec_id = moored.api.post("/containers/told/exec", {"Cmd": ["true"]}).json["Id"]
+    moored.api.post(f"/exec/{exec_id}/start", {"Detach": True})
+    wait_for("the end", lambda: not moored.api.get(f"/exec/{exec_id}/json").json["Running"])
+    assert moored.api.get(f"/exec/{exec_id}/json").json["Pid"] > 1
+    moored.docker("pause", "told")
+    refused = moored.docker_run("exec", "told", "true")
+    assert "Container told is paused, unpause the container before exec" in refused.stderr
+    moored.docker("unpause", "told")
+    moored.docker("rm", "-f", "told")

@@ -248,9 +248,12 @@ class Streams:
     # -- attach -------------------------------------------------------------------------------------------------------
 
     async def attach(self, request: ApiRequest) -> web.StreamResponse:
-        container, wanted = self._attach_request(request)
-        stream, logs = query_bool(request, "stream"), query_bool(request, "logs")
-        running = await attach.reserve(self._engine, container) if stream else None
+        try:
+            container, wanted = self._attach_request(request)
+            stream, logs = query_bool(request, "stream"), query_bool(request, "logs")
+            running = await attach.reserve(self._engine, container) if stream else None
+        except EngineError as error:  # dockerd writes a line of text here, into the stream that would have been
+            return web.Response(status=error.status, body=f"{error}\r\n".encode(), headers={"Content-Type": RAW})
         kind = MULTIPLEXED if wanted.multiplexed and request.api_version >= (1, 42) else RAW
         try:
             connection = await hijack(request, kind)

@@ -113,7 +113,7 @@ class _Handlers:
         config = ContainerConfig.model_validate(
             {name: getattr(body, name) for name in ContainerConfig.model_fields}, from_attributes=True
         )
-        host = body.host_config or HostConfig()
+        host = _host_config(raw, body.host_config)
         networking = body.networking_config or NetworkingConfig()
         warnings = adapt_create(
             request.api_version, config, host, networking, cgroup1=self._engine.settings.cgroup_version == "1"
@@ -238,6 +238,17 @@ class _Handlers:
             pause=query_bool(request, "pause", True),
         )
         return json_response({"Id": image_id}, status=201)
+
+
+def _host_config(raw: Mapping[str, Any], inner: HostConfig | None) -> HostConfig:
+    """Return HostConfig with what very old clients put beside it, where it does not say something itself."""
+    outer = HostConfig.model_validate(raw)
+    if inner is None:
+        return outer
+    for name in ("memory", "memory_swap", "cpu_shares", "cpuset_cpus", "volume_driver"):
+        if not getattr(inner, name):
+            setattr(inner, name, getattr(outer, name))
+    return inner
 
 
 def _check_entrypoint(raw: Mapping[str, Any]) -> None:

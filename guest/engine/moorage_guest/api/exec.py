@@ -124,8 +124,8 @@ def routes(engine: Containers) -> list[Route]:
         return json_response(execs.find(engine, request.match_info["id"]).to_api())
 
     async def resize(request: ApiRequest) -> web.StreamResponse:
-        session = execs.find(engine, request.match_info["id"])
         rows, columns = terminal_size(request)
+        session = execs.find(engine, request.match_info["id"])
         await execs.resize(engine, session, rows, columns)
         return empty_response(200)
 

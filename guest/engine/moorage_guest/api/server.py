@@ -246,6 +246,8 @@ class ApiServer:
                     f"client version {text} is too old. Minimum supported API version is {MIN_API_VERSION}, "
                     "please upgrade your client to a newer version"
                 )
+        if request.method == "OPTIONS":  # of any path, as in dockerd
+            return web.Response(status=200)
         found = self._routes.find(request.method, path)
         if found is None or found[0].since > version:
             return error_response(404, "page not found")

@@ -141,6 +141,8 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     host = request.host_config
     validate.check_network_conflicts(request.config, host)
     validate.check_host_config(host, settings)
+    if not request.config.image and not request.config.cmd and not request.config.entrypoint:
+        raise InvalidParameter("no command specified")
     image = engine.images.resolve(request.config.image)
     _check_platform(request, image)
     config = merge_image(request.config, image.config)

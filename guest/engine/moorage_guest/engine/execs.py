@@ -123,7 +123,7 @@ def check_container(container: Container) -> None:
     if not container.status.running:
         raise Conflict(f"container {container.id} is not running")
     if container.status == Status.PAUSED:
-        raise Conflict(f"container {container.name} is paused, unpause the container before exec")
+        raise Conflict(f"Container {container.name} is paused, unpause the container before exec")
     if container.status == Status.RESTARTING:
         raise Conflict(f"container {container.id} is restarting, wait until the container is running")
 
@@ -238,7 +238,6 @@ def ended(engine: "Containers", container: Container, exec_id: str, code: int, a
         return
     session.exit_code = code
     session.running = False
-    session.pid = 0
     session.ended.set()
     engine.publish(container, "exec_die", time_ns=at_ns, execID=exec_id, exitCode=str(code))
 
@@ -319,7 +318,7 @@ def restore(engine: "Containers", container: Container, status: ShimStatus) -> N
         if known is not None:
             session.started = True
             session.running = known.running
-            session.pid = known.pid if known.running else 0
+            session.pid = known.pid
             if not known.running:
                 session.exit_code = known.exit_code
                 session.ended.set()

@@ -36,7 +36,7 @@ def check_running(container: Container, verb: str = "") -> None:
     if not container.status.alive:
         raise not_running(container)
     if container.status == Status.PAUSED and verb:
-        raise Conflict(f"container {container.name} is paused, unpause the container before {verb}")
+        raise Conflict(f"Container {container.name} is paused, unpause the container before {verb}")
 
 
 async def stop(
