@@ -168,6 +168,10 @@ class Volumes:
             raise NotFound(f"get {name}: no such volume")
         return volume
 
+    def has(self, name: str) -> bool:
+        """Whether there is a volume of that name."""
+        return name in self._volumes
+
     def matching(self, filters: Mapping[str, list[str]]) -> list[Volume]:
         """Return the volumes that match."""
         chosen = Selection(filters, FILTERS)

@@ -91,6 +91,8 @@ class Containers:
         self.unmanaged: dict[str, str] = {}
         #: Options that had another value when a running container was started: container id → differences.
         self.differences: dict[str, tuple[Difference, ...]] = {}
+        #: Containers whose notes of unfinished work are to be taken away.
+        self.finished: set[str] = set()
         self.shutting_down = False
         #: Set once everything that outlived the last daemon is taken back; before, containers can be looked at only.
         self.restored = asyncio.Event()

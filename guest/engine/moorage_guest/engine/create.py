@@ -17,7 +17,7 @@ from moorage_guest.api.types import (
     HostConfig,
     NetworkingConfig,
 )
-from moorage_guest.engine import validate
+from moorage_guest.engine import unfinished, validate
 from moorage_guest.engine.mounts import volume_options, wanted_mounts
 from moorage_guest.engine.names import check_name
 from moorage_guest.engine.record import Container, MountRecord
@@ -174,13 +174,19 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
         path=words[0], args=words[1:], wanted_endpoints=wanted, endpoints=copy.deepcopy(wanted),
         cgroup_path=oci_spec.cgroup_path(container_id, host.cgroup_parent or settings.cgroup_parent),
     )  # fmt: skip
+    mounts = [
+        replace(each, name=secrets.token_hex(32)) if each.anonymous and not each.name else each for each in mounts
+    ]
+    fresh = {each.name for each in mounts if each.kind == "volume" and not engine.volumes.has(each.name)}
     try:
         await engine.layers.create_rw(container_id, image.id, dict(host.storage_opt))
         await asyncio.to_thread(engine.data_root.container(container_id).mkdir, 0o710, parents=True, exist_ok=True)
+        await unfinished.begin(engine, container, fresh)
         container.mounts = await _make_volumes(engine, container, mounts)
-        await engine.save(container)
+        await unfinished.created(engine, container, fresh)
     except BaseException:
         await engine.discard(container)
+        unfinished.end(engine, container_id)
         raise
     engine.add(container)
     engine.publish(container, "create")

@@ -5,10 +5,10 @@ import contextlib
 import logging
 import shutil
 
-from moorage_guest.engine import lifecycle, unmanaged
+from moorage_guest.engine import lifecycle, unfinished, unmanaged
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.names import not_found
-from moorage_guest.engine.record import KIND, Container
+from moorage_guest.engine.record import Container
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotFound
 
@@ -77,7 +77,9 @@ async def _remove_locked(engine: Containers, container: Container, *, volumes: b
         await ending.take_down(engine, container)
     container.move(Status.REMOVING)
     folder = engine.data_root.container(container.id)
+    doomed = {each.name for each in container.mounts if each.kind == "volume" and each.anonymous} if volumes else set()
     try:
+        await unfinished.removing(engine, container, doomed)
         results = await asyncio.gather(
             engine.layers.remove_rw(container.id),
             _remove_volumes(engine, container, anonymous=volumes),
@@ -87,13 +89,14 @@ async def _remove_locked(engine: Containers, container: Container, *, volumes: b
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        await asyncio.to_thread(engine.store.delete, KIND, container.id)
     except BaseException:
         container.move(Status.DEAD)
         await engine.save(container)
+        unfinished.end(engine, container.id)
         raise
     engine.forget(container)
     engine.publish(container, "destroy")
+    unfinished.end(engine, container.id)
     engine.waits.removed(container)
 
 

@@ -24,6 +24,7 @@ from moorage_guest.engine import (
     restart,
     starting,
     startoptions,
+    unfinished,
     unmanaged,
 )
 from moorage_guest.engine.containers import Containers, Running
@@ -75,11 +76,13 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
     for container_id in (shims | dead) - {each.container.id for each in found}:
         unmanaged.show(engine, container_id, damaged.get(container_id, ""))
     every = {container.id for container in engine}
+    known = every | set(engine.unmanaged) | set(damaged)
     await asyncio.gather(
-        engine.layers.restore(every | set(engine.unmanaged)),
+        engine.layers.restore(known),
         engine.networks.start(live | set(engine.unmanaged)),
         engine.volumes.restore(_volumes(engine, every), _volumes(engine, live)),
     )
+    await unfinished.tidy(engine, known)
     sessions = await asyncio.to_thread(execs.recorded, engine)
     connected = [each for each in found if each.shim is not None]
     await _each([_take_back(engine, each, sessions) for each in connected if each.end is not None])
