@@ -1,8 +1,10 @@
 """The Dockerfile language: what lines mean, how words expand, and what is refused."""
 
+import re
+
 import pytest
 from moorage_guest.errors import InvalidParameter
-from moorage_guest.images.build.changes import apply_changes
+from moorage_guest.images.build.changes import apply_changes, check
 from moorage_guest.images.build.dockerfile import DockerfileError, parse, stages
 from moorage_guest.images.build.ignore import Ignore
 from moorage_guest.images.build.words import Expansion
@@ -46,7 +48,9 @@ def test_the_escape_character_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "file with no instructions"),
+        ("", "failed to parse Dockerfile: file with no instructions"),
+        ("# escape=`\n# escape=`\nFROM a\n", "only one escape parser directive can be used"),
+        ("FROM a\nUSER\n", "USER requires exactly one argument"),
         ("# only\n", "file with no instructions"),
         ("FROM a\nFOO b\n", "dockerfile parse error on line 2: unknown instruction: FOO"),
         ("FROM a\nRUN --mount=type=cache,target=/x y\n", "requires BuildKit"),
@@ -56,13 +60,41 @@ def test_the_escape_character_can_be_chosen() -> None:
         ("RUN x\n", "no build stage in current context"),
         ("FROM a b\n", "FROM requires either one or three arguments"),
         ("FROM a AS 1x\n", "invalid name for build stage"),
-        ("FROM\n", "FROM requires at least one argument"),
-        ("# escape=x\nFROM a\n", "invalid ESCAPE"),
+        ("FROM\n", "FROM requires either one or three arguments"),
+        ("# escape=x\nFROM a\n", "failed to parse Dockerfile: invalid escape token 'x'"),
     ],
 )
 def test_what_is_no_dockerfile_is_refused_in_dockers_words(text: str, message: str) -> None:
     with pytest.raises(DockerfileError, match=message):
         stages(parse(text))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("ENV A", "failed to parse Dockerfile: ENV must have two arguments"),
+        ("ENV A=1 B", 'failed to parse Dockerfile: Syntax error - can\'t find = in "B"'),
+        ("ENV =1", "line 2: ENV names can not be blank"),
+        ("LABEL a=b c", 'can\'t find = in "c"'),
+        ("SHELL /bin/sh -c", "SHELL requires the arguments to be in JSON form"),
+        ("SHELL []", "SHELL requires at least one argument"),
+        ('VOLUME [""]', "VOLUME specified can not be an empty string"),
+        ("HEALTHCHECK FOO x", 'Unknown type "FOO" in HEALTHCHECK'),
+        ("HEALTHCHECK --interval=x CMD a", 'time: invalid duration "x"'),
+        ("HEALTHCHECK --retries=-1 CMD a", "--retries cannot be negative (-1)"),
+        ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
+        ("COPY a", "COPY requires at least two arguments, but only one was provided. Destination"),
+    ],
+)
+def test_faults_are_found_before_anything_is_built(line: str, message: str) -> None:
+    _from, instruction = parse(f"FROM a\n{line}\n")
+    with pytest.raises(DockerfileError, match=re.escape(message)):
+        check(instruction)
+
+
+def test_an_expansion_that_fails_names_the_word() -> None:
+    with pytest.raises(InvalidParameter, match=re.escape('failed to process "${B?oops}": B: oops')):
+        Expansion({}).one("${B?oops}")
 
 
 def test_changes_give_a_new_configuration() -> None:
@@ -92,7 +124,7 @@ def test_an_entrypoint_takes_the_bases_command_away_but_not_its_own() -> None:
     "change",
     [
         "RUN x", "COPY a b", "FROM x", "EXPOSE http", "EXPOSE 70000", "ONBUILD ONBUILD RUN x", "ONBUILD FROM x", "ENV a",
-        "HEALTHCHECK --interval=1 CMD x", "HEALTHCHECK WHAT x", "STOPSIGNAL !", "USER a b", "WHAT x",
+        "HEALTHCHECK --interval=1 CMD x", "HEALTHCHECK WHAT x", "STOPSIGNAL !", "STOPSIGNAL FOO", "EXPOSE 80/foo", "WHAT x",
     ],
 )  # fmt: skip
 def test_changes_that_mean_nothing_are_refused(change: str) -> None:

@@ -60,14 +60,19 @@ class _Handlers:
         return await streamed(request, work)
 
     async def prune(self, request: ApiRequest) -> web.StreamResponse:
-        wanted = filters(request)
-        until = min((listing.timestamp(each) for each in wanted.get("until", [])), default=None)
+        wanted = filters(request, listing.CACHE_FILTERS)
+        times = [*wanted.get("until", []), *wanted.get("unused-for", [])]
+        until = min((listing.timestamp(each) for each in times), default=None)
         everything = query_bool(request, "all")
+        narrowed = wanted.keys() - {"until", "unused-for"}
+        chosen = {f"sha256:{each['ID']}" for each in listing.build_cache(self.images) if listing.cached(each, wanted)}
 
         def keep(image: Image) -> bool:
-            return bool(image.tags or image.digests) or (not image.parent and not everything)
+            if image.tags or image.digests or (not image.parent and not everything):
+                return True
+            return bool(narrowed) and image.id not in chosen
 
-        done, freed = await self.images.prune(dangling=True, until=until, keep=keep)
+        done, freed = await self.images.prune(dangling=True, until=until, keep=keep, parents=not narrowed)
         deleted = [each["Deleted"] for each in done if "Deleted" in each]
         return json_response({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
 

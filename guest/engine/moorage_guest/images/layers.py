@@ -439,7 +439,7 @@ def _opened(root: int, name: str) -> Iterator[int]:
 
 
 def tree_size(root: Path) -> int:
-    """Bytes of the regular files below a folder, each inode once."""
+    """Bytes of the regular files below a folder, each inode once, and of what its symbolic links hold."""
     total = 0
     seen: set[tuple[int, int]] = set()
     folders = [str(root)]
@@ -450,7 +450,7 @@ def tree_size(root: Path) -> int:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
                         folders.append(entry.path)
-                    elif stat.S_ISREG(status.st_mode):
+                    elif stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
                         if status.st_nlink > 1:
                             key = (status.st_dev, status.st_ino)
                             if key in seen:

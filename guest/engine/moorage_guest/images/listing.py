@@ -14,6 +14,9 @@ from moorage_guest.images.store import Images
 
 LIST_FILTERS = ("before", "dangling", "label", "reference", "since", "until")
 PRUNE_FILTERS = ("dangling", "label", "label!", "until")
+CACHE_FILTERS = (
+    "description", "id", "inuse", "label", "label!", "parent", "private", "shared", "type", "until", "unused-for",
+)  # fmt: skip
 
 #: Fields that clients before 1.50 expect in an inspected image's Config.
 _LEGACY: Mapping[str, Any] = {
@@ -113,7 +116,7 @@ def _matcher(images: Images, filters: Mapping[str, list[str]]) -> Callable[[Imag
         return (
             (before is None or made < before)
             and (since is None or made > since)
-            and (until is None or made <= until)
+            and (until is None or made < until)
             and all(label_matches(labels_of(image), each) for each in wanted)
         )
 
@@ -249,6 +252,21 @@ def build_cache(images: Images) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def cached(entry: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> bool:
+    """Whether an entry of the build cache passes filters; their times are not looked at, and labels it has none."""
+    tests: dict[str, Callable[[str], bool]] = {
+        "description": lambda value: value in entry["Description"],
+        "id": lambda value: str(entry["ID"]).startswith(value.removeprefix("sha256:")),
+        "inuse": lambda value: boolean("inuse", [value]) == entry["InUse"],
+        "label": lambda value: False,
+        "parent": lambda value: any(each.startswith(value) for each in entry["Parents"] or ()),
+        "private": lambda value: boolean("private", [value]) != entry["Shared"],
+        "shared": lambda value: boolean("shared", [value]) == entry["Shared"],
+        "type": lambda value: value == entry["Type"],
+    }
+    return all(any(tests[name](value) for value in values) for name, values in wanted.items() if name in tests)
 
 
 def disk_usage(images: Images) -> dict[str, Any]:

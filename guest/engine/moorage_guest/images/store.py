@@ -121,25 +121,31 @@ class Images(ImageTable):
         self._changed()
 
     async def prune(
-        self, *, dangling: bool = True, until: float | None = None, keep: Callable[[Image], bool] | None = None
+        self,
+        *,
+        dangling: bool = True,
+        until: float | None = None,
+        keep: Callable[[Image], bool] | None = None,
+        parents: bool = True,
     ) -> tuple[list[dict[str, str]], int]:
         """Delete unused images: those without a name, or all with ``dangling`` false. ``keep`` saves single ones.
 
+        With an image go the ``parents`` that only it needed, whatever ``keep`` says of them.
         Without ``keep``, downloads that broke off go too. ``until`` is seconds since the epoch. Returns what was deleted
         and the bytes freed.
         """
-        done = await asyncio.to_thread(self._prune, dangling, until, keep)
+        done = await asyncio.to_thread(self._prune, dangling, until, keep, parents)
         await asyncio.to_thread(self.layer_store.empty_trash)
         return done
 
     def _prune(
-        self, dangling: bool, until: float | None, keep: Callable[[Image], bool] | None
+        self, dangling: bool, until: float | None, keep: Callable[[Image], bool] | None, parents: bool
     ) -> tuple[list[dict[str, str]], int]:
         done: list[dict[str, str]] = []
         with self._lock:
             before = self.stored_bytes()
             users = self.in_use()
-            for image in self.all():
+            for image in sorted(self.all(), key=lambda each: len(each.document.get("history") or ()), reverse=True):
                 if image.id not in self._images or users.get(image.id) or self.children(image.id):
                     continue
                 if (dangling and image.tags) or (until is not None and created_seconds(image) > until):
@@ -148,7 +154,7 @@ class Images(ImageTable):
                     continue
                 for name in (*image.tags, *image.digests):
                     image = self._untag_event(image, name, done)
-                self._delete(image, True, done)
+                self._delete(image, parents, done)
             if keep is None:
                 self.content.drop_halves(until)
             freed = max(before - self.stored_bytes(), 0)

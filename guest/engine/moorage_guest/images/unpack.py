@@ -53,7 +53,7 @@ class Unpacked:
     """What came out of one layer."""
 
     size: int = 0
-    """Bytes of regular files."""
+    """Bytes of regular files and of what symbolic links hold, which is how layers are measured."""
     entries: int = 0
 
 
@@ -180,7 +180,7 @@ def _unpack(read: Reader, skip: Skipper, content: _Content, target: Path, base: 
         result.entries += 1
         if result.entries > MAX_ENTRIES:
             raise TarError(f"a layer with more than {MAX_ENTRIES} entries is refused")
-        result.size += entry.size
+        result.size += entry.size if entry.kind != SYMLINK else len(os.fsencode(entry.link))
         if result.size > free_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         _place(state, entry, content)

@@ -6,12 +6,13 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import names, platforms, pulling
 from moorage_guest.images.archive import TreeWriter
+from moorage_guest.images.build.changes import check
 from moorage_guest.images.build.copying import SourceTree
 from moorage_guest.images.build.dockerfile import DockerfileError, Instruction, Stage, parse, parse_line, stages
 from moorage_guest.images.build.ignore import Ignore
@@ -115,14 +116,17 @@ class Builder:
     async def run(self, context: Context) -> Image:
         """Build and tag. Raises InvalidParameter, StepFailed; what was built until then stays as cache."""
         text = await asyncio.to_thread(dockerfile_of, context, self._options.dockerfile)
-        first, plan = stages(parse(text))
+        instructions = parse(text)
+        for instruction in instructions:
+            check(instruction)
+        first, plan = stages(instructions)
         wanted = self._target(plan)
-        if self._options.labels:
-            last = plan[wanted]
-            words = " ".join(f"{_quote(key)}={_quote(value)}" for key, value in sorted(self._options.labels.items()))
-            plan[wanted] = Stage(
-                last.base, last.image, last.name, (*last.steps, parse_line(f"LABEL {words}", last.base.line))
-            )
+        last = plan[wanted]
+        labels = [
+            replace(parse_line(f"LABEL {_quote(key)}={_quote(value)}", last.base.line), original=f"LABEL {key}={value}")
+            for key, value in sorted(self._options.labels.items())
+        ]
+        plan[wanted] = replace(last, steps=(*last.steps, *labels))
         ignored = Ignore((await asyncio.to_thread(context.read, ".dockerignore") or "").splitlines())
         tree = SourceTree(context.folder, ignored)
         owner = f"build:{id(self)}:{context.folder.name}"
@@ -142,9 +146,7 @@ class Builder:
         for number, stage in enumerate(plan):
             if stage.name and stage.name == target.lower():
                 return number
-        if target.isdigit() and int(target) < len(plan):
-            return int(target)
-        raise InvalidParameter(f"failed to reach build target {target} in Dockerfile")
+        raise InvalidParameter(f'target stage "{target}" could not be found')
 
     async def _stages(self, shop: Workshop, first: list[Instruction], plan: list[Stage]) -> Image:
         arguments = self._global_args(shop, first)
@@ -156,12 +158,15 @@ class Builder:
         image: Image | None = None
         for index, stage in enumerate(plan):
             number += 1
+            if stage.name and stage.name in shop.stages:
+                raise InvalidParameter(f"{stage.name} stage name already used")
             self._emit(f"Step {number}/{total} : {stage.base.original}\n")
             base = await self._base(shop, stage, arguments)
-            self._emit(f" ---> {base.short_id}\n" if base is not None else " ---> \n")
             state = StageState(shop, base, inherited(base), arguments)
             extra = triggers(base, stage.base.line)
-            if extra:
+            if not extra:
+                self._emit(f" ---> {base.short_id}\n" if base is not None else " ---> \n")
+            else:
                 self._emit(f"# Executing {len(extra)} build trigger{'s' if len(extra) > 1 else ''}\n")
             for instruction in extra:
                 await state.run(instruction)

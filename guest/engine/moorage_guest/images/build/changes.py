@@ -6,6 +6,7 @@ A configuration is the PascalCase object that images carry; every function retur
 import copy
 import posixpath
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ CHANGES = frozenset(
     }
 )  # fmt: skip
 
-_SIGNALS = re.compile(r"(?:SIG)?(?:[A-Z]+[A-Z0-9]*(?:[+-]\d+)?)|\d+")
+_SIGNALS = frozenset(each.name.removeprefix("SIG") for each in signal.Signals) | {"CLD", "POLL", "IOT", "STKFLT"}
 _UNITS = {"ns": 1, "us": 1000, "µs": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 
 
@@ -48,6 +49,19 @@ def apply_changes(config: Mapping[str, Any], changes: Sequence[str]) -> Config:
     return result
 
 
+def check(instruction: Instruction) -> None:
+    """Find what is wrong with an instruction whatever its variables are, before anything is built. Raises InvalidParameter."""
+    name = instruction.name
+    if name in ("ENV", "LABEL"):
+        pairs(instruction)
+    elif name in ("COPY", "ADD"):
+        instruction.sources_and_target()
+    elif name == "VOLUME" and instruction.words is not None and not all(word.strip() for word in instruction.words):
+        raise instruction.fault("VOLUME specified can not be an empty string")
+    elif name in ("HEALTHCHECK", "ONBUILD", "SHELL"):
+        _HANDLERS[name](instruction, {}, Expansion({}))
+
+
 def environment(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the variables of a configuration."""
     found = {}
@@ -67,7 +81,7 @@ def command(instruction: Instruction, config: Mapping[str, Any]) -> list[str]:
     """Return the words of RUN, CMD or ENTRYPOINT: its JSON array, or its text behind the shell."""
     if instruction.words is not None:
         return list(instruction.words)
-    return [*shell_of(config), instruction.text]
+    return [*shell_of(config), *([instruction.text] if instruction.text else [])]
 
 
 def apply(
@@ -84,8 +98,7 @@ def apply(
 
 
 def _cmd(instruction: Instruction, config: Config, expansion: Expansion) -> None:
-    words = command(instruction, config) if instruction.text else []
-    config["Cmd"] = words
+    config["Cmd"] = command(instruction, config)
 
 
 def _entrypoint(instruction: Instruction, config: Config, cmd_set: bool) -> None:
@@ -126,20 +139,19 @@ def _expose(instruction: Instruction, config: Config, expansion: Expansion) -> N
     ports = dict(config.get("ExposedPorts") or {})
     for raw in instruction.text.split():
         for word in expansion.many(raw):
-            match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", word, re.IGNORECASE)
-            if match is None:
-                raise instruction.fault(f"invalid containerPort: {word}")
-            first, last = int(match[1]), int(match[2] or match[1])
+            inside, slash, protocol = word.rpartition(":")[2].partition("/")
+            if slash and protocol.lower() not in ("tcp", "udp", "sctp"):
+                raise InvalidParameter(f"Invalid proto: {protocol}")
+            match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", inside)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
             if not 0 < first <= last <= 65535:
-                raise instruction.fault(f"invalid containerPort: {word}")
+                raise InvalidParameter(f"Invalid containerPort: {inside}")
             for port in range(first, last + 1):
-                ports[f"{port}/{(match[3] or 'tcp').lower()}"] = {}
+                ports[f"{port}/{protocol.lower() or 'tcp'}"] = {}
     config["ExposedPorts"] = ports
 
 
 def _user(instruction: Instruction, config: Config, expansion: Expansion) -> None:
-    if len(instruction.text.split()) != 1:
-        raise instruction.fault("USER requires exactly one argument")
     config["User"] = expansion.one(instruction.text)
 
 
@@ -162,8 +174,9 @@ def _volume(instruction: Instruction, config: Config, expansion: Expansion) -> N
 
 def _stop_signal(instruction: Instruction, config: Config, expansion: Expansion) -> None:
     wanted = expansion.one(instruction.text)
-    if not _SIGNALS.fullmatch(wanted.upper()):
-        raise instruction.fault(f"invalid signal: {wanted}")
+    name = wanted.upper().removeprefix("SIG")
+    if name not in _SIGNALS and not re.fullmatch(r"[1-9]|[1-5]\d|6[0-4]|RTM(IN(\+\d+)?|AX(-\d+)?)", name):
+        raise InvalidParameter(f"invalid signal: {wanted}")
     config["StopSignal"] = wanted
 
 
@@ -177,8 +190,10 @@ def _onbuild(instruction: Instruction, config: Config, expansion: Expansion) -> 
 
 
 def _shell(instruction: Instruction, config: Config, expansion: Expansion) -> None:
-    if instruction.words is None or not instruction.words:
+    if instruction.words is None:
         raise instruction.fault("SHELL requires the arguments to be in JSON form")
+    if not instruction.words:
+        raise instruction.fault("SHELL requires at least one argument")
     config["Shell"] = list(instruction.words)
 
 
@@ -206,8 +221,10 @@ def _healthcheck(instruction: Instruction, config: Config, expansion: Expansion)
             test[name] = duration(instruction, flag, instruction.flags[flag])
     if "retries" in instruction.flags:
         text = instruction.flags["retries"]
+        if re.fullmatch(r"-\d+", text):
+            raise instruction.fault(f"--retries cannot be negative ({text})")
         if not re.fullmatch(r"\d+", text):
-            raise instruction.fault(f"--retries must be a number of at least 0, not {text}")
+            raise instruction.fault(f'strconv.ParseInt: parsing "{text}": invalid syntax')
         test["Retries"] = int(text)
     config["Healthcheck"] = test
 
@@ -216,10 +233,10 @@ def duration(instruction: Instruction, flag: str, text: str) -> int:
     """Read a Go duration as nanoseconds. Raises InvalidParameter."""
     found = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
     if text != "0" and (not found or "".join(n + u for n, u in found) != text):
-        raise instruction.fault(f"time: invalid duration {text!r}")
+        raise instruction.fault(f'time: invalid duration "{text}"')
     value = int(sum(float(number) * _UNITS[unit] for number, unit in found))
     if value and value < 10**6:
-        raise instruction.fault(f"Interval {flag!r} cannot be less than 1ms")
+        raise instruction.fault(f'Interval "{flag}" cannot be less than 1ms')
     return value
 
 

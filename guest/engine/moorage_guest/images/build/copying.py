@@ -213,6 +213,8 @@ def place(
 def _place_one(
     root: int, tree: SourceTree, source: Source, target: str, chown: tuple[int, int] | None, chmod: int | None
 ) -> None:
+    if source.is_archive:  # its files have owners of their own
+        chown = None
     owner = chown or (0, 0)
     if source.is_folder or source.is_archive:
         folder, leaf = target, ""

@@ -31,6 +31,16 @@ BUILDKIT_FLAGS = {
     "RUN": {"mount", "network", "security", "device"},
 }
 
+_TWO = "at least two arguments, but only one was provided. Destination could not be determined"
+_NEEDED = {
+    "ADD": _TWO,
+    "COPY": _TWO,
+    "FROM": "either one or three arguments",
+    "STOPSIGNAL": "exactly one argument",
+    "USER": "exactly one argument",
+    "WORKDIR": "exactly one argument",
+}
+
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*")
 
 
@@ -54,6 +64,13 @@ class Instruction:
         """Return the JSON array, or the text split at white space."""
         return list(self.words) if self.words is not None else self.text.split()
 
+    def sources_and_target(self) -> list[str]:
+        """Return the words of COPY and ADD, unexpanded: two at least. Raises DockerfileError."""
+        found = self.arguments()
+        if len(found) < 2:
+            raise self.fault(f"{self.name} requires {_TWO}")
+        return found
+
     def fault(self, what: str) -> DockerfileError:
         """Return an error that names the line."""
         return DockerfileError(f"dockerfile parse error on line {self.line}: {what}")
@@ -63,7 +80,7 @@ def parse(text: str) -> list[Instruction]:
     """Parse a whole Dockerfile. Raises DockerfileError."""
     lines = text.removeprefix("\ufeff").splitlines()
     escape = "\\"
-    looking = True
+    looking, chosen = True, False
     found: list[Instruction] = []
     current = ""
     start = 0
@@ -74,8 +91,10 @@ def parse(text: str) -> list[Instruction]:
             match = _DIRECTIVE.fullmatch(stripped)
             if match and match[1].lower() == "escape":
                 if match[2] not in ("\\", "`"):
-                    raise DockerfileError(f"invalid ESCAPE '{match[2]}'. Must be ` or \\")
-                escape = match[2]
+                    raise unreadable(f"invalid escape token '{match[2]}' does not match ` or \\")
+                if chosen:
+                    raise unreadable("only one escape parser directive can be used")
+                escape, chosen = match[2], True
                 continue
             looking = bool(match)
         if stripped.startswith("#") or (continued and not stripped):
@@ -97,8 +116,13 @@ def parse(text: str) -> list[Instruction]:
     if continued and current.strip():
         found.append(_instruction(current, start, escape))
     if not found:
-        raise DockerfileError("file with no instructions")
+        raise unreadable("file with no instructions")
     return found
+
+
+def unreadable(what: str) -> DockerfileError:
+    """Return an error about the file's form, found before any line means something."""
+    return DockerfileError(f"failed to parse Dockerfile: {what}")
 
 
 def parse_line(text: str, line: int = 1, escape: str = "\\") -> Instruction:
@@ -111,14 +135,16 @@ def _instruction(text: str, line: int, escape: str) -> Instruction:
     if "\t" in name:
         name, _, rest = text.strip().replace("\t", " ", 1).partition(" ")
     name = name.upper()
+    shown = text.strip()
     rest = rest.strip()
     if name not in INSTRUCTIONS:
         raise DockerfileError(f"dockerfile parse error on line {line}: unknown instruction: {name}")
     flags: dict[str, str] = {}
     if name in FLAGS:
         flags, rest = _flags(name, rest, line)
-    if not rest and name != "RUN" and not (name == "CMD" or name == "ENTRYPOINT"):
-        raise DockerfileError(f"dockerfile parse error on line {line}: {name} requires at least one argument")
+    if not rest and name not in ("RUN", "CMD", "ENTRYPOINT"):
+        needed = _NEEDED.get(name, "at least one argument")
+        raise DockerfileError(f"dockerfile parse error on line {line}: {name} requires {needed}")
     if name in ("RUN", "COPY", "ADD") and re.search(r"(?:^|\s)<<-?(['\"]?)[A-Za-z_][A-Za-z0-9_]*\1", rest):
         raise DockerfileError(
             f"dockerfile parse error on line {line}: here-documents need BuildKit: use docker buildx with a "
@@ -130,7 +156,6 @@ def _instruction(text: str, line: int, escape: str) -> Instruction:
         if name == "HEALTHCHECK":
             body = rest.partition(" ")[2].strip() if rest[:3].upper() == "CMD" else ""
         words = json_words(body)
-    shown = " ".join([name, *(f"--{key}={value}" for key, value in flags.items()), rest]).strip()
     return Instruction(name, rest, line, flags, words, shown, escape)
 
 
@@ -175,14 +200,16 @@ def pairs(instruction: Instruction, *, old_form: bool = True) -> list[tuple[str,
         raise instruction.fault(f"{instruction.name} requires at least one argument")
     if "=" not in words[0]:
         if not old_form or len(words) < 2:
-            raise instruction.fault(f"{instruction.name} must have two arguments")
+            raise unreadable(f"{instruction.name} must have two arguments")
         name = words[0]
         return [(name, instruction.text[len(name) :].strip())]
     found = []
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise instruction.fault(f"Syntax error - can't find = in {word!r}. Must be of the form: name=value")
+            raise unreadable(f'Syntax error - can\'t find = in "{word}". Must be of the form: name=value')
+        if not name:
+            raise instruction.fault(f"{instruction.name} names can not be blank")
         found.append((name, value))
     return found
 
@@ -208,7 +235,7 @@ def stages(instructions: Sequence[Instruction]) -> tuple[list[Instruction], list
                 name = words[2].lower()
                 if not re.fullmatch(r"[a-z][a-z0-9-_.]*", name):
                     raise instruction.fault(
-                        f"invalid name for build stage: {words[2]!r}, name can't start with a number or contain symbols"
+                        f'invalid name for build stage: "{words[2]}", name can\'t start with a number or contain symbols'
                     )
             elif len(words) == 1:
                 name = ""

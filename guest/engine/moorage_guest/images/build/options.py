@@ -25,6 +25,10 @@ _TEXTS = {
 }
 
 
+#: Bytes with which a container starts at all.
+MIN_MEMORY = 6 << 20
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """See the API's reference for POST /build."""
@@ -98,6 +102,8 @@ def read_options(query: "MultiMapping[str]", logins: Mapping[str, Any]) -> Build
                 host[target] = int(query[name])
             except ValueError:
                 raise InvalidParameter(f'strconv.ParseInt: parsing "{query[name]}": invalid syntax') from None
+    if 0 < host.get("Memory", 0) < MIN_MEMORY:
+        raise InvalidParameter("Minimum memory limit allowed is 6MB")
     for name, target in _TEXTS.items():
         if query.get(name):
             host[target] = query[name]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from moorage_guest.errors import EngineError, InvalidParameter
@@ -76,6 +76,13 @@ class Workshop:
     """Returns the image of a name, pulled if need be."""
 
 
+class _Target(NamedTuple):
+    """Where COPY and ADD put things, as it is written in the Dockerfile and as it is meant."""
+
+    written: str
+    path: str
+
+
 @dataclass
 class StageState:
     """One stage as it grows."""
@@ -123,7 +130,7 @@ class StageState:
         config = changes.apply(instruction, self.config, self.expansion(instruction), cmd_set=self.cmd_set)
         if instruction.name == "CMD":
             self.cmd_set = True
-        await self._finish(config, None, _comment(instruction, self._shown(instruction, config)))
+        await self._finish(config, None, _comment(instruction, config, self._shown(instruction, config)))
 
     def _shown(self, instruction: Instruction, config: Mapping[str, Any]) -> str:
         """Return an instruction as the history shows it, with its words expanded: the cache goes by that."""
@@ -137,26 +144,37 @@ class StageState:
                 rest = instruction.text[len(words[0]) :].strip()
                 return f"{instruction.name} {expansion.one(words[0])}={expansion.one(rest)}"
             return " ".join([instruction.name, *(expansion.one(word) for word in words)])
-        if instruction.name in ("ONBUILD", "HEALTHCHECK", "SHELL"):
-            return instruction.original
+        if instruction.name == "SHELL":
+            return f"SHELL [{' '.join(instruction.words or ())}]"
+        if instruction.name == "VOLUME":
+            return f"VOLUME [{' '.join(expansion.one(word) for word in instruction.arguments())}]"
+        if instruction.name == "EXPOSE":
+            words = [word for raw in sorted(instruction.text.split()) for word in expansion.many(raw)]
+            return f"EXPOSE {' '.join(words)}"
+        if instruction.name in ("ONBUILD", "HEALTHCHECK"):
+            flags = [f"--{key}={value}" for key, value in instruction.flags.items()]
+            return " ".join([instruction.name, *flags, instruction.text])
         return f"{instruction.name} {expansion.one(instruction.text)}"
 
     async def _arg(self, instruction: Instruction) -> None:
+        shown = ["ARG"]
         for word in split_quoted(instruction.text, instruction.escape):
             name, equals, raw = word.partition("=")
             name = self.expansion(instruction).one(name)
             if not name:
                 raise instruction.fault("ARG names can not be blank")
+            default = self.expansion(instruction).one(raw)
+            shown.append(f"{name}{equals}{default}")
             self.shop.used_args.add(name)
             given = self.shop.options.build_args.get(name)
             self.declared.add(name)
             if given is not None:
                 self.args[name] = given
             elif equals:
-                self.args[name] = self.expansion(instruction).one(raw)
+                self.args[name] = default
             elif name in self.global_args:
                 self.args[name] = self.global_args[name]
-        await self._finish(self.config, None, _comment(instruction, instruction.original))
+        await self._finish(self.config, None, _comment(instruction, self.config, " ".join(shown)))
 
     async def _workdir(self, instruction: Instruction) -> None:
         config = changes.apply(instruction, self.config, self.expansion(instruction))
@@ -166,7 +184,7 @@ class StageState:
             with _folder(root) as descriptor:
                 make_folders(descriptor, wanted)
 
-        await self._change(config, _comment(instruction, f"WORKDIR {wanted}"), make)
+        await self._change(config, _comment(instruction, config, f"WORKDIR {wanted}"), make)
 
     # -- RUN ----------------------------------------------------------------------------------------------------------
 
@@ -188,7 +206,7 @@ class StageState:
             for name, value in sorted(given.items())
             if name not in PREDEFINED or name in self.declared
         ]
-        created_by = " ".join([*([f"|{len(visible)}", *visible] if visible else []), *command])
+        created_by = " ".join([*([f"|{len(visible)}", *visible] if given else []), *command])
         if self._from_cache(self.config, created_by):
             return
         config = copy.deepcopy(self.config)
@@ -224,17 +242,8 @@ class StageState:
 
     async def _copy(self, instruction: Instruction) -> None:
         expansion = self.expansion(instruction)
-        if instruction.words is not None:
-            words = [expansion.one(word) for word in instruction.words]
-        else:
-            words = [expansion.one(word) for word in split_quoted(instruction.text, instruction.escape)]
-        if len(words) < 2:
-            raise instruction.fault(f"{instruction.name} requires at least two arguments, but only one was provided.")
-        *patterns, target = words
-        if not target.startswith("/"):
-            folder = target.endswith(("/", "/.")) or target in (".", "")
-            target = posixpath.normpath(posixpath.join("/", str(self.config.get("WorkingDir") or ""), target))
-            target += "/" if folder and target != "/" else ""
+        *patterns, written = [expansion.one(word) for word in instruction.sources_and_target()]
+        target = _Target(written, self._absolute(written))
         chmod = _mode(instruction, expansion.one(instruction.flags["chmod"])) if "chmod" in instruction.flags else None
         flags = {name: expansion.one(value) for name, value in instruction.flags.items()}
         if "from" in flags:
@@ -250,7 +259,7 @@ class StageState:
         fetched = Path(tempfile.mkdtemp(dir=self.shop.images.content.tmp, prefix="fetched-"))
         try:
             for number, url in enumerate(urls):
-                await _fetch(url, fetched / str(number), target)
+                await _fetch(url, fetched / str(number), target.path)
             tree = SourceTree(fetched, origin="download")
             names_ = [f"{number}/*" for number in range(len(urls))]
             rest = [each for each in patterns if each not in urls]
@@ -260,21 +269,31 @@ class StageState:
         finally:
             shutil.rmtree(fetched, ignore_errors=True)
 
+    def _absolute(self, target: str) -> str:
+        if target.startswith("/"):
+            return target
+        folder = target.endswith(("/", "/.")) or target in (".", "")
+        path = posixpath.normpath(posixpath.join("/", str(self.config.get("WorkingDir") or ""), target))
+        return path + ("/" if folder and path != "/" else "")
+
     async def _source_image(self, instruction: Instruction, name: str) -> Image | None:
         key = name.lower()
         if key in self.shop.stages:
             return self.shop.stages[key]
         if name.isdigit():
-            raise instruction.fault(f"invalid from flag value {name}: invalid stage index")
+            raise InvalidParameter(f"invalid from flag value {name}: index out of bounds")
         assert self.shop.find_image is not None
-        found: Image = await self.shop.find_image(name, False)
+        try:
+            found: Image = await self.shop.find_image(name, False)
+        except EngineError as error:
+            raise InvalidParameter(f"invalid from flag value {name}: {error}") from error
         return found
 
     async def _copy_from(
         self,
         instruction: Instruction,
         patterns: Sequence[str],
-        target: str,
+        target: _Target,
         flags: Mapping[str, str],
         chmod: int | None,
         tree: SourceTree | None,
@@ -291,7 +310,7 @@ class StageState:
                 for pattern in patterns
                 for source in used.find(pattern, command=instruction.name, archives=archives)
             ]
-            if len(sources) > 1 and not target.endswith("/"):
+            if len(sources) > 1 and not target.path.endswith("/"):
                 raise InvalidParameter(
                     f"When using {instruction.name} with more than one source file, the destination must be a directory and end with a /"
                 )
@@ -300,7 +319,7 @@ class StageState:
         layers = self.shop.layers
         sources, digest = await layers.read(chain, look) if tree is None else await layers.in_thread(look, tree.root)
         shown = "".join(f"--{name}={flags[name]} " for name in ("chown", "chmod") if name in flags)
-        created_by = _comment(instruction, f"{instruction.name} {shown}{digest} in {target} ")
+        created_by = _comment(instruction, self.config, f"{instruction.name} {shown}{digest} in {target.written} ")
         if self._from_cache(self.config, created_by):
             return
 
@@ -309,7 +328,7 @@ class StageState:
             if flags.get("chown"):
                 chown = _owner(root, flags["chown"])
             used = tree or SourceTree(source_root, origin="image", with_owners=True)
-            place(root, used, sources, target, chown=chown, chmod=chmod)
+            place(root, used, sources, target.path, chown=chown, chmod=chmod)
 
         if tree is not None:
             own = tree.root
@@ -421,8 +440,8 @@ def from_other_image(shop: Workshop, parent: Image | None, config: Mapping[str, 
     return None
 
 
-def _comment(instruction: Instruction, text: str) -> str:
-    return f"/bin/sh -c #(nop) {'' if instruction.name in ('COPY', 'ADD', 'WORKDIR') else ' '}{text}"
+def _comment(instruction: Instruction, config: Mapping[str, Any], text: str) -> str:
+    return f"{' '.join(changes.shell_of(config))} #(nop) {'' if instruction.name in ('COPY', 'ADD', 'WORKDIR') else ' '}{text}"
 
 
 def _quoted(word: str) -> str:
@@ -441,7 +460,11 @@ def _owner(root: Path, text: str) -> tuple[int, int]:
     try:
         found = resolve_user(root, text)
     except InvalidParameter as error:
-        raise InvalidParameter(f"unable to convert uid/gid chown string to host mapping: {error}") from None
+        why = str(error)
+        if match := re.fullmatch(r"unable to find (user|group) (\S+): no matching entries in (passwd|group) file", why):
+            what = "uid" if match[1] == "user" else "gid"
+            why = f"can't find {what} for {match[1]} {match[2]}: no such {match[1]}: {match[2]}"
+        raise InvalidParameter(f"unable to convert uid/gid chown string to host mapping: {why}") from None
     if not colon and user.isdigit():
         return found.uid, found.uid
     return found.uid, found.gid

@@ -4,9 +4,11 @@ Expansion follows the reference: ``$name``, ``${name}``, and ``:-``, ``:+``, ``:
 ``%``, ``%%``, ``/`` and ``//``.
 """
 
+import contextlib
 import fnmatch
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from moorage_guest.errors import InvalidParameter
@@ -23,12 +25,17 @@ class Expansion:
     used: set[str] = field(default_factory=set)
 
     def one(self, word: str) -> str:
-        """Expand a word and take its quotes away. Raises InvalidParameter."""
+        """Expand a word and take its quotes away. Raises InvalidParameter that names the word."""
+        with _named(word):
+            return self._inner(word)
+
+    def _inner(self, word: str) -> str:
         return "".join(self._parts(word, keep_quotes=False, mark=lambda text: text))
 
     def many(self, word: str) -> list[str]:
         """Expand a word and split what came from outside of quotes at white space."""
-        marked = "".join(self._parts(word, keep_quotes=False, mark=_protect))
+        with _named(word):
+            marked = "".join(self._parts(word, keep_quotes=False, mark=_protect))
         return [_unprotect(each) for each in re.split(r"[ \t\r\n]+", marked) if each]
 
     def _parts(self, word: str, *, keep_quotes: bool, mark: Callable[[str], str]) -> list[str]:
@@ -112,14 +119,14 @@ class Expansion:
             raw, position = self._until_brace(word, position + 1)
             there = value is not None and (not colon or value != "")
             if operator == "-":
-                return (value or "") if there else self.one(raw), position
+                return (value or "") if there else self._inner(raw), position
             if operator == "+":
-                return self.one(raw) if there else "", position
+                return self._inner(raw) if there else "", position
             if not there:
                 message = (
-                    self.one(raw) or "is not allowed to be empty"
+                    self._inner(raw) or "is not allowed to be empty"
                     if colon
-                    else self.one(raw) or "is not allowed to be unset"
+                    else self._inner(raw) or "is not allowed to be unset"
                 )
                 raise InvalidParameter(f"{name}: {message}")
             return value or "", position
@@ -131,8 +138,8 @@ class Expansion:
         raw, position = self._until_brace(word, position + (2 if double else 1))
         if operator == "/":
             pattern, _, replacement = raw.partition("/")
-            return _replace(value or "", self.one(pattern), self.one(replacement), everywhere=double), position
-        return _strip(value or "", self.one(raw), front=operator == "#", longest=double), position
+            return _replace(value or "", self._inner(pattern), self._inner(replacement), everywhere=double), position
+        return _strip(value or "", self._inner(raw), front=operator == "#", longest=double), position
 
     def _until_brace(self, word: str, position: int) -> tuple[str, int]:
         depth, start = 1, position
@@ -149,6 +156,14 @@ class Expansion:
                 depth += 1
             position += 1
         raise InvalidParameter("syntax error: missing '}'")
+
+
+@contextlib.contextmanager
+def _named(word: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidParameter as error:
+        raise InvalidParameter(f"failed to process {json.dumps(word, ensure_ascii=False)}: {error}") from None
 
 
 def _protect(text: str) -> str:
