@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from docker.errors import APIError, ImageNotFound
 
 from tests.support.images import busybox_layer, docker_archive, layer_tar
 from tests.support.moored import Moored
+from tests.support.openapi import Reply
 
 pytestmark = pytest.mark.root
 
@@ -188,3 +190,37 @@ def test_several_images_are_saved_into_one_archive(moored: Moored, tmp_path: Pat
     moored.docker("rmi", "second:1")
     with tarfile.open(archive) as tar:
         assert len([name for name in tar.getnames() if name.startswith("blobs/sha256/") and len(name) > 20]) == 6
+
+
+def test_an_empty_body_is_imported_as_an_empty_image_of_the_platform_asked_for(moored: Moored) -> None:
+    def imported(platform: str) -> Reply:
+        query = {"fromSrc": "-", "repo": "made-of-nothing", "platform": platform}
+        return moored.api.call("POST", "/images/create", body=b"", query=query, check=False)
+
+    assert imported("LINUX/sparc64").status == 200
+    made = moored.api.get("/images/made-of-nothing/json").json
+    assert (made["Os"], made["Architecture"]) == ("linux", "sparc64")
+    for platform, text in (
+        ("macos", "operating system is not supported"),
+        ("nintendo64", '"nintendo64": unknown operating system or architecture: invalid argument'),
+        ("/", '"" is an invalid component of "/"'),
+    ):
+        reply = imported(platform)
+        assert reply.status == 400 and reply.message.startswith(text)
+    moored.docker("rmi", "made-of-nothing")
+
+
+def test_until_leaves_out_what_was_made_at_that_moment_and_archives_keep_the_images_time(moored: Moored) -> None:
+    created = moored.api.get("/images/busybox/json").json["Created"]
+    assert moored.api.get("/images/json", filters={"until": [created], "reference": ["busybox"]}).json == []
+    archive = moored.api.call("GET", "/images/busybox/get", check=False).body
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        manifest = tar.extractfile("manifest.json")
+        assert manifest is not None
+        config = tar.getmember(json.loads(manifest.read())[0]["Config"])
+    assert config.mtime == datetime.fromisoformat(created).timestamp()
+
+
+def test_a_name_that_reads_as_a_digest_is_no_tag(moored: Moored) -> None:
+    reply = moored.api.call("POST", "/images/busybox/tag", query={"repo": "sha256", "tag": "some"}, check=False)
+    assert reply.status == 400 and "ambiguous tag using digest algorithm as name" in reply.message

@@ -88,6 +88,8 @@ class _Handlers:
         if not repository:
             raise InvalidParameter("invalid reference format: repo is missing")
         wanted = names.parse(importing.tags_from_query(repository, request.query.get("tag", "")))
+        if wanted.familiar_name == "sha256":
+            raise InvalidParameter("refusing to create an ambiguous tag using digest algorithm as name")
         await asyncio.to_thread(self.images.tag, image, wanted)
         return empty_response(201)
 

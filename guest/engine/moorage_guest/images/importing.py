@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import names
 from moorage_guest.images.compression import Bounded, compression
 from moorage_guest.images.image import Image, LayerBlob
@@ -27,12 +28,17 @@ def import_tar(
     ``config`` is the image's (what --change made of an empty one).
     """
     name = names.parse(reference).with_default_tag() if reference else None
+    if platform is not None and platform.os != "linux":
+        raise InvalidParameter("operating system is not supported")
     kind = compression(source.peek(8))
     undo = Bounded(kind)
     with images.work("import") as owner:
         with images.content.ingest() as blob:
             while data := source.piece(1 << 20):
                 for piece in undo.feed(bytes(data)):
+                    blob.write(piece)
+            if not blob.size:  # nothing at all is a tar without entries
+                for piece in undo.feed(bytes(1024)):
                     blob.write(piece)
             diff_id = undo.finish()
             if blob.size < 1024:

@@ -2,6 +2,7 @@
 
 import json
 import platform as host
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,19 @@ from typing import Any
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.sysinfo import oci_architecture
 
+_SYSTEMS = frozenset(
+    {
+        "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
+        "openbsd", "plan9", "solaris", "windows", "zos",
+    }
+)  # fmt: skip
+_ARCHITECTURES = frozenset(
+    {
+        "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc", "ppc64", "ppc64le",
+        "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64", "wasm",
+    }
+)  # fmt: skip
+_COMPONENT = "^[A-Za-z0-9_.-]+$"
 _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "i386": "386"}
 
 
@@ -44,13 +58,22 @@ def this_platform() -> Platform:
 
 def parse(text: str) -> Platform:
     """Parse ``linux/arm64``, ``arm64`` or ``linux``. Raises InvalidParameter."""
-    parts = [part.lower() for part in text.split("/")]
-    if not all(parts) or len(parts) > 3 or not all(part.replace("_", "").replace("-", "").isalnum() for part in parts):
-        raise InvalidParameter(f'"{text}" is an invalid OS specifier: a platform is os[/architecture[/variant]]')
-    own = this_platform()
+    parts = text.split("/")
+    for part in parts:
+        if not re.fullmatch(_COMPONENT, part):
+            raise InvalidParameter(
+                f'"{part}" is an invalid component of "{text}": platform specifier component must match "{_COMPONENT}": '
+                "invalid argument"
+            )
+    parts = [part.lower() for part in parts]
+    if len(parts) > 3:
+        raise InvalidParameter(f'"{text}": cannot parse platform specifier: invalid argument')
+    parts[0] = {"macos": "darwin"}.get(parts[0], parts[0])
     if len(parts) == 1:
-        if parts[0] in ("linux", "windows", "darwin", "freebsd"):
-            return Platform(parts[0], own.architecture)
+        if parts[0] in _SYSTEMS:
+            return Platform(parts[0], this_platform().architecture)
+        if _ALIASES.get(parts[0], parts[0]) not in _ARCHITECTURES:
+            raise InvalidParameter(f'"{text}": unknown operating system or architecture: invalid argument')
         parts = ["linux", parts[0]]
     return Platform(parts[0], _ALIASES.get(parts[1], parts[1]), parts[2] if len(parts) == 3 else "")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from moorage_guest.errors import InvalidParameter, NotFound
 from moorage_guest.images import content as media
 from moorage_guest.images import names
-from moorage_guest.images.image import Image
+from moorage_guest.images.image import Image, created_seconds
 from moorage_guest.images.platforms import Platform
 from moorage_guest.images.store import Images
 from moorage_guest.images.tarformat import END, FOLDER, REGULAR, Entry, header, padding
@@ -76,7 +76,7 @@ def save(images: Images, chosen: Sequence[tuple[Image, list[str]]]) -> Iterator[
             if digest not in written:
                 written.add(digest)
                 size = images.content.size(digest)
-                yield _head(_blob(digest), size)
+                yield _head(_blob(digest), size, max(int(created_seconds(image)), 0) if digest == image.id else 0)
                 yield FilePart(images.content.path(digest), size)
                 yield padding(size)
         kind = images.content.read_json(image.manifest).get("mediaType", media.MANIFEST)
@@ -112,8 +112,8 @@ def _folder(name: str) -> bytes:
     return header(Entry(name, FOLDER, 0, 0o755, 0, 0, _EPOCH, "", 0, 0, 0))
 
 
-def _head(name: str, size: int) -> bytes:
-    return header(Entry(name, REGULAR, size, 0o644, 0, 0, _EPOCH, "", 0, 0, 0))
+def _head(name: str, size: int, mtime: int = 0) -> bytes:
+    return header(Entry(name, REGULAR, size, 0o644, 0, 0, _EPOCH + mtime * 1_000_000_000, "", 0, 0, 0))
 
 
 def _document(name: str, value: object) -> bytes:
