@@ -255,3 +255,10 @@ def test_supervised_ports_and_names_survive_kills_of_netd_and_of_the_daemon() ->
         moored.docker("network", "rm", "net")
         links = moored.sandbox.run("ip", "-br", "link").stdout.split()
         assert not [word for word in links if word.startswith(("veth", "br-"))]
+
+
+def test_without_a_default_bridge_containers_have_only_their_loopback() -> None:
+    with running_moored("--bridge", "none") as daemon:
+        daemon.docker("load", "-i", str(busybox_archive()))
+        for arguments in ([], ["--network", "bridge"]):
+            assert daemon.docker("run", "--rm", *arguments, "busybox", "ls", "/sys/class/net") == "lo"

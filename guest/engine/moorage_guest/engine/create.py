@@ -148,6 +148,8 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     config = merge_image(request.config, image.config)
     validate.check_config(config)
     host = apply_defaults(host, settings)
+    if host.network_mode == "bridge" and not engine.network_id("bridge"):  # the daemon runs with --bridge none
+        config.network_disabled = True
     drivers.check_options(host.log_config.type, host.log_config.config)
     warnings = [*drop_unsupported(host, cgroup_facts()), *_warnings(host, request.platform, image)]
     mounts = wanted_mounts(
