@@ -180,6 +180,9 @@ def test_what_cannot_be_built_says_why(moored: Moored, tmp_path: Path, dockerfil
 def test_contexts_come_from_standard_input_too(moored: Moored, tmp_path: Path) -> None:
     moored.docker("build", "-t", "stdin", "-", input="FROM busybox\nRUN echo piped > /p\n")
     assert run(moored, "cat", "/p", image="stdin") == "piped"
+    (tmp_path / "file").write_text("of the context")
+    moored.docker("build", "-t", "stdin", "-f", "-", str(tmp_path), input="FROM busybox\nCOPY file /p\n")
+    assert run(moored, "cat", "/p", image="stdin") == "of the context"
     write(tmp_path, {"sub/other.Dockerfile": "FROM busybox\nCOPY sub/f /f\n", "sub/f": "there"})
     build(
         moored,

@@ -105,3 +105,10 @@ def test_compression_is_undone_piece_by_piece(kind: str, step: int) -> None:
 def test_a_source_is_decompressed_when_it_has_to_be() -> None:
     for data in (b"plain text that is no archive", gzip.compress(b"plain text that is no archive")):
         assert uncompressed(BufferedSource(io.BytesIO(data).read)).read(100) == b"plain text that is no archive"
+
+
+def test_an_archive_may_end_without_the_padding_of_its_last_file() -> None:
+    entry = Entry("f", REGULAR, 5, 0o644, 0, 0, 0, "", 0, 0, 0)
+    assert [each.name for each in read(header(entry) + b"12345")] == ["f"]
+    with pytest.raises(TarError, match="unexpected EOF"):
+        read(header(entry) + b"1234")

@@ -314,7 +314,8 @@ class TreeWriter:
                 while data:
                     data = data[os.write(out, data) :]
             if isinstance(source, BufferedSource):
-                source.skip(-entry.size % 512)
+                if rest := -entry.size % 512:
+                    source.read(rest)  # the last file's may be missing
                 entry.size = -1
             uid, gid = self.chown or (entry.uid, entry.gid)
             os.fchown(out, uid, gid)

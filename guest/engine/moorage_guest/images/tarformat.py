@@ -91,7 +91,8 @@ def read_entries(read: Reader, skip: Skipper, *, start: int = 0) -> Iterator[Ent
     """Yield entries in order. When resumed, skips what the caller left unread of the content.
 
     The caller that reads content itself must read all of it, padding included, and set ``entry.size`` to -1.
-    Raises TarError on the first thing wrong. An archive may end without the two empty blocks.
+    Raises TarError on the first thing wrong. An archive may end without the two empty blocks, and even
+    without the padding of its last file.
     """
     position = start
     pending: dict[str, bytes] = {}
@@ -162,8 +163,10 @@ def read_entries(read: Reader, skip: Skipper, *, start: int = 0) -> Iterator[Ent
             raise TarError("archive/tar: invalid tar header")
         padded = (entry.size + 511) & ~511
         yield entry
-        if entry.size >= 0 and padded:
-            skip(padded)
+        if entry.size > 0:
+            skip(entry.size)
+            if rest := padded - entry.size:
+                read(rest)  # an archive may end without it, as those do that the docker CLI makes for `build -f -`
         position += padded
 
 

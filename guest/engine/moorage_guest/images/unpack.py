@@ -134,7 +134,8 @@ class _Flowing:
             left -= len(data)
             while data:
                 data = data[os.write(out, data) :]
-        self._source.skip(-entry.size % BLOCK)
+        if rest := -entry.size % BLOCK:
+            self._source.read(rest)  # the last file's may be missing
         entry.size = -1  # so that nobody skips it again
 
 
