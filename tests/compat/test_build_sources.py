@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,3 +177,14 @@ def test_the_index_of_a_registry_is_searched(moored: Moored, web: tuple[str, Pat
     assert "127.0.0.1:1" in moored.docker_run("search", "127.0.0.1:1/x").stderr
     (folder / "v1" / "search").unlink()
     assert "Unexpected status code 404" in moored.docker_run("search", f"{host}/x").stderr
+
+
+def test_what_is_mounted_on_stays_in_the_image_as_a_plain_folder(moored: Moored, tmp_path: Path) -> None:
+    mounts = ["-v", "/volume/deep", "-v", f"{tmp_path}:/bound", "--tmpfs", "/temporary", "-v", "/volume/deep/inner"]
+    moored.docker("run", "--name", "mounting", "--network", "none", *mounts, "busybox", "true")
+    moored.docker("export", "-o", str(tmp_path / "root.tar"), "mounting")
+    moored.docker("rm", "-fv", "mounting")
+    with tarfile.open(tmp_path / "root.tar") as tar:
+        modes = {name: tar.getmember(name).mode for name in ("volume", "volume/deep", "bound", "temporary")}
+        assert "volume/deep/inner" not in tar.getnames()
+    assert modes == dict.fromkeys(modes, 0o755)

@@ -4,9 +4,11 @@ What happens when it ends is in `ending`.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from moorage_guest.engine.record import Container, MountRecord
 from moorage_guest.engine.shims import OciError, ShimGone, ShimRequest
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemError_
+from moorage_guest.images.archive import make_folders
 from moorage_guest.oci import cgroups
 from moorage_guest.oci.spec import SpecRequest, build_spec
 
@@ -149,7 +152,24 @@ async def _files(engine: Containers, container: Container) -> Files:
         engine.layers.mount(container.id), *(source_of(engine, container, mount) for mount in container.mounts)
     )
     assert rootfs is not None
+    if container.mounts:
+        await asyncio.to_thread(_make_mount_points, rootfs, list(zip(container.mounts, sources, strict=True)))
     return Files(rootfs, oci_mounts(zip(container.mounts, sources, strict=True)))
+
+
+def _make_mount_points(rootfs: Path, mounts: Sequence[tuple[MountRecord, Path | None]]) -> None:
+    """Make the folders to mount on as dockerd does, readable by all: crun's own would have the sticky bit in the image."""
+    taken = ["/dev", "/proc", "/sys"]
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for mount, source in sorted(mounts, key=lambda each: each[0].destination):
+            inside = any(f"{mount.destination}/".startswith(f"{each}/") for each in taken)
+            taken.append(mount.destination)
+            if not inside and (source is None or source.is_dir()):
+                with contextlib.suppress(OSError):  # what cannot be mounted on, the runtime words better
+                    make_folders(root, mount.destination)
+    finally:
+        os.close(root)
 
 
 async def source_of(engine: Containers, container: Container, mount: MountRecord) -> Path | None:
