@@ -218,3 +218,28 @@ def test_an_exec_that_has_ended_still_tells_its_process(moored: Moored) -> None:
     assert "Container told is paused, unpause the container before exec" in refused.stderr
     moored.docker("unpause", "told")
     moored.docker("rm", "-f", "told")
+
+
+def test_a_container_that_does_not_run_shows_its_files_as_it_would_see_them(moored: Moored, tmp_path: Path) -> None:
+    folder = moored.sandbox.root / "seen"
+    folder.mkdir()
+    (folder / "file").write_text("bound")
+    (folder / "out").symlink_to("/tmp")
+    (folder / "within").symlink_to("file")
+    options = ["--name", "still", "--read-only", "-w", "/made/for/work", "-v", f"{folder}:/bound", "-v", "/anonymous"]
+    moored.docker("create", *options, "busybox", "true")
+    for path in ("/bound", "/anonymous", "/made/for/work"):
+        moored.docker("cp", f"still:{path}", str(tmp_path))
+        assert (tmp_path / Path(path).name).is_dir()
+    assert (tmp_path / "bound" / "file").read_text() == "bound"
+    (tmp_path / "new").write_text("new")
+    refused = moored.docker_run("cp", str(tmp_path / "new"), "still:/bound/out/new")
+    assert "container rootfs is marked read-only" in refused.stderr
+    moored.docker("cp", str(tmp_path / "new"), "still:/bound/within")
+    assert (folder / "file").read_text() == "new" and (folder / "within").is_symlink()
+    moored.docker("start", "-a", "still")
+    moored.docker("cp", "still:/etc/resolv.conf", str(tmp_path / "resolv.conf"))
+    assert "nameserver" in (tmp_path / "resolv.conf").read_text()
+    moored.docker("rm", "-v", "still")
+    left = moored.sandbox.run("cat", "/proc/self/mountinfo").stdout.splitlines()
+    assert not [line for line in left if f" {moored.data_root}/" in line]

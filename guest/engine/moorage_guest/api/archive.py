@@ -45,8 +45,7 @@ def routes(engine: Containers) -> list[Route]:
     async def put(request: ApiRequest) -> web.StreamResponse:
         keep_kind = query_bool(request, "noOverwriteDirNonDir")
         async with files.view(engine, request.match_info["id"], request.query.get("path", "")) as (container, place):
-            files.check_writable(container, place.mount)
-            await asyncio.to_thread(files.check_folder, place)
+            await asyncio.to_thread(files.check_folder, container, place)
 
             def unpack(body: BodyFile) -> None:
                 tar_in(place.root, place.path, BufferedSource(body.read_some), no_overwrite_dir_non_dir=keep_kind)

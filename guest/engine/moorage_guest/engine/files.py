@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moorage_guest.engine.assembled import assemble
 from moorage_guest.engine.mounts import below
 from moorage_guest.engine.record import Container, MountRecord
-from moorage_guest.errors import Conflict, InvalidParameter, NotFound
-from moorage_guest.images.archive import stat_path
+from moorage_guest.errors import Conflict, InvalidParameter, NotFound, SystemError_
+from moorage_guest.images.archive import real_path, stat_path
 
 if TYPE_CHECKING:
     from moorage_guest.engine.containers import Containers
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """A folder that stands for the container's root, or for one mount in it, and the path below it."""
+    """A folder that stands for the container's root, mounts included, and the path below it."""
 
     root: Path
     path: str
-    mount: MountRecord | None = None
 
 
 @contextlib.asynccontextmanager
@@ -48,35 +48,52 @@ async def _view(engine: "Containers", container: Container, path: str) -> AsyncG
         raise InvalidParameter("bad parameter: path holds a NUL byte")
     if container.removing:
         raise Conflict(f"container {container.id} is being removed")
-    mount = mount_at(container, path)
     if container.status.alive:
-        yield View(Path(f"/proc/{container.state.pid}/root"), path, mount)
-        return
-    if mount is not None and mount.kind in ("volume", "bind"):
-        # Nothing is mounted in a container that does not run: its volume or folder itself is gone into.
-        inside = posixpath.relpath(_clean(path), mount.destination)
-        tail = "/." if path.endswith(("/", "/.")) or inside == "." else ""
-        if mount.kind == "volume":
-            source = await engine.volumes.acquire(mount.name, container.id)
-        else:
-            source = Path(mount.source)
-        try:
-            root = await asyncio.to_thread(below, source, mount.subpath)
-            yield View(root, f"/{inside}{tail}", mount)
-        finally:
-            if mount.kind == "volume":
-                await engine.volumes.release(mount.name, container.id)
+        yield View(Path(f"/proc/{container.state.pid}/root"), path)
         return
     async with container.lock:  # an answer may be read, and the next request come, before this one has unmounted
         root = await engine.layers.mount(container.id)
         container.viewers += 1
     try:
-        yield View(root, path)
+        async with _mounts(engine, container) as mounts:
+            try:
+                place = await asyncio.to_thread(assemble, root, mounts, container.config.working_dir)
+            except OSError as error:
+                raise SystemError_(f"cannot show the files of container {container.id}: {error}") from error
+            try:
+                yield View(Path(f"/proc/self/fd/{place.root}"), path)
+            finally:
+                await asyncio.to_thread(place.close)
     finally:
         async with container.lock:
             container.viewers -= 1
             if not container.viewers and not container.status.alive:
                 await engine.layers.unmount(container.id)
+
+
+@contextlib.asynccontextmanager
+async def _mounts(engine: "Containers", container: Container) -> AsyncGenerator[list[tuple[Path, str]], None]:
+    """Have the volumes of a container that does not run ready; gives what would be mounted where."""
+    found: list[tuple[Path, str]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        for mount in container.mounts:
+            if mount.kind == "volume":
+                source = await engine.volumes.acquire(mount.name, container.id)
+                stack.push_async_callback(engine.volumes.release, mount.name, container.id)
+            elif mount.kind == "bind":
+                source = Path(mount.source)
+            else:
+                continue
+            with contextlib.suppress(InvalidParameter):  # a subpath that is not there
+                found.append((await asyncio.to_thread(below, source, mount.subpath), mount.destination))
+        taken = {destination for _, destination in found}
+        folder = engine.data_root.container(container.id)
+        found += [
+            (folder / Path(inside).name, inside)
+            for inside in ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
+            if inside not in taken and (folder / Path(inside).name).exists()
+        ]
+        yield found
 
 
 def _clean(path: str) -> str:
@@ -85,22 +102,22 @@ def _clean(path: str) -> str:
 
 
 def mount_at(container: Container, path: str) -> MountRecord | None:
-    """Return the mount that a path leads into, taken by its words alone."""
+    """Return the mount that a path without links leads into."""
     clean = _clean(path)
     found = [m for m in container.mounts if clean == m.destination or clean.startswith(f"{m.destination}/")]
     return max(found, key=lambda each: len(each.destination), default=None)
 
 
-def check_writable(container: Container, mount: MountRecord | None) -> None:
-    """Raise InvalidParameter when nothing can be written there."""
+def check_folder(container: Container, place: View) -> None:
+    """Raise InvalidParameter when the path is no folder, or one in which nothing can be written. Blocks.
+
+    Raises NotFound when it is not there. Links are followed first: they may lead from a volume into a read-only root.
+    """
+    if not stat_path(place.root, place.path.rstrip("/") + "/.").is_folder:
+        raise InvalidParameter("extraction point is not a directory")
+    mount = mount_at(container, real_path(place.root, place.path))
     if mount is not None:
         if not mount.read_write:
             raise InvalidParameter("mounted volume is marked read-only")
     elif container.host_config.readonly_rootfs:
         raise InvalidParameter("container rootfs is marked read-only")
-
-
-def check_folder(place: View) -> None:
-    """Raise InvalidParameter when the path is no folder; NotFound when it is not there. Blocks."""
-    if not stat_path(place.root, place.path.rstrip("/") + "/.").is_folder:
-        raise InvalidParameter("extraction point is not a directory")

@@ -165,6 +165,13 @@ def _link_target(top: int, path: str, link: str) -> str:
     return posixpath.normpath(posixpath.join("/", posixpath.dirname(posixpath.normpath(f"/{path}")), link))
 
 
+def real_path(root: Path, path: str) -> str:
+    """Return a path inside the root without links. Raises NotFound, InvalidParameter."""
+    with _found(root, f"{path}/.") as (top, parent, _leaf):
+        where, found = (str(Path(f"/proc/self/fd/{each}").readlink()) for each in (top, parent))
+    return f"/{found[len(where.rstrip('/')) :].lstrip('/')}" if found.startswith(where.rstrip("/")) else path
+
+
 def tar_out(root: Path, path: str) -> tuple[PathStat, Iterator[bytes]]:
     """Return a path's description and its tar stream; names begin with the path's last part. Raises NotFound, InvalidParameter."""
     found = stat_path(root, path)
