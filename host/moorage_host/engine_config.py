@@ -100,14 +100,20 @@ class EngineConfig:
         )
 
     async def reconcile(self, guest: Guest) -> str:
-        """Called when the guest has come up: apply what is pending, or learn what is in force there. A sentence when it was refused."""
+        """Called when the guest has come up: apply what is pending, or learn what is in force there.
+
+        A sentence when the guest refused it, or the host's copy cannot be read: the guest's own file is in force then.
+        """
         inside = await guest.config_text()
-        wanted = _read(self._pending)
-        if wanted is None and _blank(inside) and not _blank(self.in_force()):
-            wanted = self.in_force()  # a new machine: the settings outlive the disk
+        try:
+            wanted, known = _read(self._pending), self.in_force()
+        except HostError as error:
+            return f"the engine runs with the daemon.json that it has inside: {error}"
+        if wanted is None and _blank(inside) and not _blank(known):
+            wanted = known  # a new machine: the settings outlive the disk
         if wanted is None or wanted == inside:
             self._pending.unlink(missing_ok=True)
-            if inside != self.in_force():
+            if inside != known:
                 private_folder(self._path.parent)
                 write_atomically(self._path, inside)
             return ""

@@ -77,3 +77,15 @@ async def test_faulty_text_never_reaches_the_guest(config: EngineConfig) -> None
     assert not (await config.apply("{", guest)).ok
     assert not config.save('{"nonsense": 1}').ok
     assert guest.modes == []
+
+
+@pytest.mark.parametrize("name", ["daemon.json", "daemon.json.pending"])
+async def test_unreadable_copy_of_the_host_is_told_and_the_guest_keeps_its_own(
+    config: EngineConfig, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "config").mkdir()
+    path = tmp_path / "config" / name
+    path.write_bytes(b"\xff\xfe")
+    guest = Guest('{"debug": true}')
+    assert f"{path} cannot be read" in await config.reconcile(guest)
+    assert (guest.content, guest.modes, path.read_bytes()) == ('{"debug": true}', [], b"\xff\xfe")
