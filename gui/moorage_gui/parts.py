@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Qt, Signal
-from PySide6.QtGui import QAction, QKeySequence
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
+from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtGui import QAction, QKeySequence, QResizeEvent
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 
 def label(text: str = "", role: str = "", *, wrap: bool = False) -> QLabel:
@@ -54,6 +54,56 @@ class Card(QFrame):
         self.column.setSpacing(6)
 
 
+class Words(QScrollArea):
+    """A text that takes as many lines as it needs, up to a limit; one that is longer, or has less room, is scrolled."""
+
+    LEAST, MOST = 40, 132  # pixels
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = label("", wrap=True)
+        self.label.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
+        self.label.setStyleSheet("background: transparent;")
+        policy = QSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        policy.setHeightForWidth(True)
+        self.label.setSizePolicy(policy)
+        self.label.setTextInteractionFlags(
+            Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard
+        )
+        self.setWidget(self.label)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        self.viewport().setAutoFillBackground(False)
+        self._height = 0
+        self._fit()
+
+    def say(self, text: str) -> None:
+        """Show a text from its beginning."""
+        self.label.setText(text)
+        self.verticalScrollBar().setValue(0)
+        self._fit()
+
+    def sizeHint(self) -> QSize:
+        """Room for the whole text, or for as much of it as is shown at once."""
+        return QSize(200, self._height)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Another width breaks the text into other lines."""
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        # The scroll bar's room is taken off always: with and without it the text then has the same number of lines.
+        width = max(80, self.width() - self.verticalScrollBar().sizeHint().width())
+        needed = max(self.label.heightForWidth(width), self.label.minimumSizeHint().height())
+        self._height = min(self.MOST, needed)
+        self.setMinimumHeight(min(self.LEAST, self._height))
+        self.setMaximumHeight(self._height)
+        self.updateGeometry()
+
+
 class Banner(QFrame):
     """A message over the page that stays until it is closed or replaced. Hidden while there is none."""
 
@@ -67,12 +117,11 @@ class Banner(QFrame):
         texts = QVBoxLayout()
         texts.setSpacing(3)
         self.heading = label("", "heading", wrap=True)
-        self.text = label("", wrap=True)
-        self.text.setTextInteractionFlags(
-            Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard
-        )
+        self._words = Words()
+        self._words.setAccessibleName("What happened")
+        self.text = self._words.label
         texts.addWidget(self.heading)
-        texts.addWidget(self.text)
+        texts.addWidget(self._words)
         row.addLayout(texts, 1)
         self.button = QPushButton("Dismiss")
         self.button.clicked.connect(self.clear)
@@ -89,8 +138,8 @@ class Banner(QFrame):
         self.setProperty("banner", tone)
         restyle(self)
         self.heading.setText(heading)
-        self.text.setText(text)
-        self.text.setVisible(bool(text))
+        self._words.say(text)
+        self._words.setVisible(bool(text))
         self.setAccessibleName(heading)
         self.setAccessibleDescription(text)
         self.show()

@@ -47,7 +47,7 @@ class MachineState(Enum):
             MachineState.STOPPING: "Stopping…",
             MachineState.PAUSED: "Paused",
             MachineState.FAILED: "Failed",
-            MachineState.UNKNOWN: "Backend does not answer",
+            MachineState.UNKNOWN: "Backend silent",
         }[self]
 
 

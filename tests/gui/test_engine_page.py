@@ -5,12 +5,13 @@ import json
 import pytest
 from moorage_contract.agent import ConfigState, RolledBack
 from moorage_contract.daemon_config import set_key
-from moorage_gui.settings.engine import EnginePage, daemon_words
+from moorage_gui.settings.engine import FAILED, EnginePage, daemon_words
 from moorage_gui.views import Identity, MachineState
 from moorage_gui.window import MainWindow
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QTextCursor
 from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QScrollArea
 from pytestqt.qtbot import QtBot
 
 from tests.support.gui import FILE, FakeBackend, FakeEngine, engine_status
@@ -141,6 +142,21 @@ def test_refused_file_shows_the_daemons_message_and_keeps_the_users_text(
     qtbot.waitUntil(page.apply.isEnabled, timeout=WAIT)
 
 
+def test_long_message_is_scrolled_and_the_editor_keeps_its_place(
+    qtbot: QtBot, page: EnginePage, backend: FakeBackend, window: MainWindow
+) -> None:
+    window.resize(window.minimumSize())
+    backend.refuse = "conflicts with another network of this machine. " * 40 + "\nThe last line."
+    write(qtbot, page, set_key(FILE, "bip", "10.9.0.1/24"))
+    apply(qtbot, page)
+    qtbot.waitUntil(lambda: page._bridge.machine is not None and page.banner.isVisible(), timeout=WAIT)
+    bar = page.banner.findChild(QScrollArea).verticalScrollBar()  # type: ignore[union-attr]  # it has one
+    qtbot.waitUntil(lambda: bar.maximum() > 0, timeout=WAIT)
+    assert page.banner.text.text().endswith("The last line.\nYour text is kept here.")
+    assert page.banner.height() < window.height() / 3 and page.editor.height() >= 60
+    assert page.apply.geometry().bottom() <= page.height()
+
+
 def test_backend_that_breaks_during_apply_is_said_and_the_text_stays(
     qtbot: QtBot, page: EnginePage, backend: FakeBackend
 ) -> None:
@@ -214,8 +230,13 @@ def test_editor_works_with_the_machine_off(qtbot: QtBot, page: EnginePage, backe
 def test_engine_down_is_shown_and_the_file_can_still_be_mended(
     qtbot: QtBot, page: EnginePage, backend: FakeBackend
 ) -> None:
-    backend.engine = engine_status("failed", last_error="no")  # type: ignore[arg-type]  # pydantic reads the word
+    backend.engine = engine_status("failed", last_error="moored: no space")  # type: ignore[arg-type]  # pydantic reads the word
     qtbot.waitUntil(lambda: page.state.text() == "Engine 26.11.0 failed", timeout=WAIT)
+    bar = page.banner.findChild(QScrollArea).verticalScrollBar()  # type: ignore[union-attr]  # it has one
+    qtbot.waitUntil(lambda: page.banner.text.height() > 0 and bar.maximum() == 0, timeout=WAIT)
+    assert page.banner.isVisible() and (page.banner.heading.text(), page.banner.text.text()) == (FAILED, "no space")
+    backend.engine = engine_status()
+    qtbot.waitUntil(lambda: not page.banner.isVisible(), timeout=WAIT)
     write(qtbot, page, set_key(FILE, "debug", True))
     apply(qtbot, page)
     assert page.banner.tone == "good"

@@ -85,14 +85,14 @@ def test_search_narrows_the_list_by_name_and_image(window: MainWindow) -> None:
 def test_machine_off_empties_the_list_with_a_word_on_it(qtbot: QtBot, window: MainWindow, backend: FakeBackend) -> None:
     backend.state = MachineState.OFF
     qtbot.waitUntil(lambda: not window.containers.model.rows and not window.restore.model.rows, timeout=WAIT)
-    assert "not running" in window.containers.empty.text()
+    assert "not running" in window.containers.empty.text() and "not running" in window.restore.empty.text()
 
 
 def test_pipes_show_fill_rate_time_and_who_is_blocked(window: MainWindow) -> None:
     window.show_page(window.restore)
     model = window.restore.model
     shown = [[model.data(model.index(row, column)) for column in range(6)] for row in range(model.rowCount())]
-    assert shown[0] == ["worker", "stdout", "64.0 KiB", "0 B/s", "full", "Blocked: waits for the daemon"]
+    assert shown[0] == ["worker", "stdout", "64.0 KiB", "0 B/s", "full", "Blocked: pipe full"]
     assert ["database", "stderr", "50.8 KiB", "2.0 KiB/s", "7 s", "Nearly full"] in shown
     assert window.restore.waiting.more.text() == "1 blocked: worker"
 
@@ -105,7 +105,7 @@ def test_every_state_of_a_pipe_has_words() -> None:
         "Flowing",
         "Filling",
         "Nearly full",
-        "Blocked: waits for the daemon",
+        "Blocked: pipe full",
     ]
 
 
@@ -185,7 +185,9 @@ def test_failure_becomes_a_banner_and_the_window_goes_on(
 
 def test_backend_that_does_not_answer_is_shown_as_such(qtbot: QtBot, window: MainWindow, backend: FakeBackend) -> None:
     backend.broken = "connection refused"
-    qtbot.waitUntil(lambda: window.machine.text() == "Backend does not answer", timeout=WAIT)
+    qtbot.waitUntil(lambda: window.machine.text() == "Backend silent", timeout=WAIT)
+    qtbot.waitUntil(lambda: "does not answer" in window.containers.empty.text(), timeout=WAIT)
+    assert window.machine.sizeHint().width() <= window.machine.width()
     assert window.power.isEnabled()
 
 

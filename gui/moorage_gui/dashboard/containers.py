@@ -123,7 +123,9 @@ class ContainersPage(Page):
             self._stack.setCurrentIndex(0)
         else:
             self._stack.setCurrentIndex(1)
-            if self._bridge.machine.state is not MachineState.RUNNING:
+            if self._bridge.machine.state is MachineState.UNKNOWN:
+                self.empty.setText("The backend does not answer. It is asked again.")
+            elif self._bridge.machine.state is not MachineState.RUNNING:
                 self.empty.setText("The machine is not running. Start it to see its containers.")
             elif self._all:
                 self.empty.setText("No container matches the search.")

@@ -27,7 +27,7 @@ def tone(pipe: PipeFill, theme: Theme) -> str:
 def words(pipe: PipeFill) -> str:
     """A pipe's state in words."""
     if pipe.blocked:
-        return "Blocked: waits for the daemon"
+        return "Blocked: pipe full"
     if pipe.fraction >= ALMOST:
         return "Nearly full"
     return "Filling" if pipe.bytes else "Flowing"
@@ -90,7 +90,7 @@ class RestorePage(Page):
             ),
             Column("Rate", lambda pipe: f"{in_bytes(pipe.rate)}/s", right=True),
             Column("Full in", lambda pipe: "full" if pipe.blocked else in_seconds(pipe.seconds_to_full), right=True),
-            Column("State", words),
+            Column("State", words, stretch=True),
         ]
         self.model = Rows(columns, lambda pipe: (pipe.container, pipe.stream), self)
         self.table = Table(self.model, "Pipes")
@@ -160,8 +160,12 @@ class RestorePage(Page):
             sorted(pipes, key=lambda pipe: (not pipe.blocked, pipe.name, pipe.container, pipe.stream != "stdout"))
         )
         self._stack.setCurrentIndex(0 if pipes else 1)
-        running = self._bridge.machine.state is MachineState.RUNNING
-        self.empty.setText("No container is running." if running else "The machine is not running.")
+        self.empty.setText(
+            {
+                MachineState.RUNNING: "No container is running.",
+                MachineState.UNKNOWN: "The backend does not answer. It is asked again.",
+            }.get(self._bridge.machine.state, "The machine is not running.")
+        )
         self._say_waiting()
 
     def _say_waiting(self) -> None:

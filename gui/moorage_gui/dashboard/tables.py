@@ -170,6 +170,7 @@ class BarDelegate(QStyledItemDelegate):
         track = QRectF(box.left() + 10, box.center().y() - 4, max(24, box.width() - room - 22), 9)
         fraction = min(1.0, max(0.0, self._fraction(row)))
         painter.save()
+        painter.setClipRect(box)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(QColor(theme.border))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from moorage_contract.agent import DaemonState, Status
 from moorage_contract.daemon_config import ConfigError, DaemonConfig, check, parse, plan
 from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout
@@ -16,6 +17,7 @@ from moorage_gui.settings.plan_view import PlanView
 from moorage_gui.views import ApplyOutcome, ContainerView, MachineState, MachineView
 
 TYPING_MS = 120
+FAILED = "The daemon does not start"
 _LOG_LINE = re.compile(r'^time="[^"]*" .*?msg="((?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*)"')
 PIPE_WORDS = (
     "A container's output waits in this pipe while the daemon is away; when it is full the container waits too, and nothing is lost. "
@@ -34,6 +36,7 @@ class EnginePage(Page):
         self._in_force: str | None = None
         self._applying = False
         self._told: float | None = None
+        self._failure = ""
         self.state = Chip("…", "plain")
         self.head.addWidget(self.state)
         self.editor = JsonEditor()
@@ -192,9 +195,22 @@ class EnginePage(Page):
                 "An earlier file is in force",
                 f"The daemon refused the last one: {daemon_words(rolled.message)}",
             )
+        self._say_failure(machine.engine)
         if on != self._machine_on:
             self._machine_on = on
             self.judge()
+
+    def _say_failure(self, engine: Status | None) -> None:
+        """Why a daemon that does not start does not, once; taken away when it runs again."""
+        failed = engine is not None and engine.daemon.state is DaemonState.FAILED
+        why = daemon_words(engine.daemon.last_error or "") if engine is not None and failed else ""
+        if why and why != self._failure and self.banner.isHidden() and not self._applying:
+            self._failure = why
+            self.banner.say("bad", FAILED, why)
+        elif not failed and self._failure:
+            self._failure = ""
+            if self.banner.heading.text() == FAILED:
+                self.banner.clear()
 
     def _containers_changed(self, containers: list[ContainerView]) -> None:
         running = sorted(item.name for item in containers if item.running)
