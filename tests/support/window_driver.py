@@ -31,13 +31,14 @@ def wait(reached: Callable[[], bool], what: str) -> None:
         QTest.qWait(20)
 
 
-def drive(text: str, picture: Path) -> dict[str, object]:
-    """Type `text` over what is there, apply it, take a picture."""
+def drive(text: str, picture: Path, *, faulty: bool) -> dict[str, object]:
+    """Type `text` over what is there, apply it, take a picture. One that is `faulty` should not get as far as that."""
     application = program.application(sys.argv[:1])
     backend = HostBackend()
     engine = DockerEngine(backend.docker_socket)
     running = program.Program(application, backend, engine)
     outcomes: list[ApplyOutcome] = []
+    begun: list[bool] = []
     try:
         running.begin("engine")
         window, page = running.window, running.window.engine
@@ -51,6 +52,13 @@ def drive(text: str, picture: Path) -> dict[str, object]:
         page.editor.setFocus()
         page.editor.selectAll()
         QTest.keyClicks(page.editor, text)
+        if faulty:
+            wait(lambda: not page._typing.isActive() and bool(page.editor.faults), "the faults")
+            running.bridge.apply_started.connect(lambda: begun.append(True))
+            QTest.keyClick(page.editor, Qt.Key.Key_Return, Qt.KeyboardModifier.ControlModifier)
+            QTest.mouseClick(page.apply, Qt.MouseButton.LeftButton)
+            window.grab().save(str(picture))
+            return {"faults": [fault.message for fault in page.editor.faults], "begun": bool(begun)}
         wait(page.apply.isEnabled, "the plan")
         plan = {"mode": page.plan_view.mode.text(), "sentence": page.plan_view.sentence.text()}
         QTest.keyClick(page.editor, Qt.Key.Key_Return, Qt.KeyboardModifier.ControlModifier)
@@ -72,4 +80,4 @@ def drive(text: str, picture: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(drive(Path(sys.argv[1]).read_text(), Path(sys.argv[2]))))
+    print(json.dumps(drive(Path(sys.argv[1]).read_text(), Path(sys.argv[2]), faulty="faulty" in sys.argv[3:])))

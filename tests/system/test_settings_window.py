@@ -17,7 +17,7 @@ from tests.support.vm import CHECKOUT, Vm
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 
 DAEMON_JSON = "/var/lib/moorage/daemon.json"
-Apply = Callable[[str], dict[str, Any]]
+Apply = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def display() -> Iterator[str]:
 def apply(engine_ready: Vm, display: str, tmp_path: Path) -> Apply:
     """Open the window, type a daemon.json, press Apply; what the window said."""
 
-    def run(text: str) -> dict[str, Any]:
+    def run(text: str, *how: str) -> dict[str, Any]:
         file, picture = tmp_path / "typed.json", tmp_path / "window.png"
         file.write_text(text)
         done = subprocess.run(
-            [sys.executable, "-m", "tests.support.window_driver", str(file), str(picture)],
+            [sys.executable, "-m", "tests.support.window_driver", str(file), str(picture), *how],
             cwd=CHECKOUT,
             env=os.environ | {"DISPLAY": display, "QT_QPA_PLATFORM": "xcb"},
             capture_output=True,
@@ -101,3 +101,25 @@ def test_file_that_the_daemon_refuses_is_put_back_with_its_own_message(
     assert engine_ready.run(f"cat {DAEMON_JSON}") == good
     assert "window=good" in engine_ready.docker("info", "--format", "{{json .Labels}}")
     assert identity(engine_ready, container_running) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"labels": [,]}', ["invalid JSON"]),
+        ('{"no-such-key": 1, "bip": "no network"}', ["no-such-key", "bip"]),
+    ],
+)
+def test_file_with_faults_never_reaches_the_engine(
+    engine_ready: Vm, container_running: str, apply: Apply, text: str, words: list[str]
+) -> None:
+    def in_force() -> tuple[str, int | None]:
+        engine = engine_ready.status().engine
+        assert engine is not None
+        return engine_ready.run(f"cat {DAEMON_JSON} 2> /dev/null; true"), engine.daemon.pid
+
+    before = in_force()
+    said = apply(text, "faulty")
+    assert not said["begun"] and len(said["faults"]) == len(words)
+    assert all(word in fault for word, fault in zip(words, said["faults"], strict=True))
+    assert engine_ready.status().state == "ready" and in_force() == before
