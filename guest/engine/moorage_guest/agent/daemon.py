@@ -35,6 +35,9 @@ _RECONNECT = 10.0
 #: Seconds that a zygote which init started ahead of the agent gets: it may still have everything to import.
 _IMPORTS = 120.0
 
+#: Seconds after which the zygote gets ready for containers: they start meanwhile.
+_GET_READY = 3.0
+
 #: How the daemon's log line about a reload that failed begins.
 RELOAD_FAILED = "Failed to reload the configuration"
 
@@ -82,6 +85,7 @@ class Daemon:
         self._connection: Connection | None = None
         self._zygote: Connection | None = None
         self._zygote_pid = 0
+        self.zygote_got_ready = False
         self._job = int(time.time() * 1000)
         self._jobs: dict[int, Callable[[int], None]] = {}
         self._job_of: dict[int, int] = {}
@@ -279,6 +283,7 @@ class Daemon:
             return
         self._zygote = connection
         self._zygote_pid = pid
+        self.zygote_got_ready = False
         self.engine_version = str(request.params["engine_version"])
         self.api_version = str(request.params["api_version"])
         if request.params.get("listener"):
@@ -290,6 +295,13 @@ class Daemon:
             self._start()
         self._answer_zygote_waiters(True)
         self.on_change()
+
+    def containers_run(self) -> None:
+        """Have the zygote build, soon and once, what the next daemon needs to take containers back. Idempotent."""
+        zygote = self._zygote
+        if zygote is not None and not self.zygote_got_ready:
+            self.zygote_got_ready = True
+            self._loop.later(_GET_READY, lambda: zygote.send({"event": "get_ready"}))
 
     def _answer_zygote_waiters(self, up: bool) -> None:
         waiters, self._zygote_waiters = self._zygote_waiters, []

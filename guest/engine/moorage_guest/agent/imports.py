@@ -15,3 +15,10 @@ def import_daemon() -> None:
     for module in pkgutil.walk_packages(package.__path__, "moorage_guest."):
         if not any(part in _LEFT_OUT for part in module.name.split(".")):
             importlib.import_module(module.name)
+
+
+def build_models() -> None:
+    """Build the validators of what containers' records hold: a tenth of a second that a daemon which comes back saves."""
+    types = importlib.import_module("moorage_guest.api.types")
+    for model in (types.ContainerConfig, types.HostConfig, types.EndpointSettings):
+        model.model_rebuild()

@@ -142,7 +142,7 @@ class Supervisor:
         service.add("stream_take", daemon.streams.take)
         # Last, so that whoever gets an answer finds the other sockets, too.
         self._host = HostServer(loop, exec_root / "agent.sock", methods.table, methods.status)
-        daemon.on_change = self._shims.on_change = self._host.changed
+        daemon.on_change = self._shims.on_change = self._changed
 
     def run(self) -> int:
         """Serve until told to end, or to become another engine's agent."""
@@ -159,6 +159,11 @@ class Supervisor:
             _execute(self._engines)
         self._log(f"agent {os.getpid()} ends")
         return 0
+
+    def _changed(self) -> None:
+        self._host.changed()
+        if not self._daemon.zygote_got_ready and self._shims.running:
+            self._daemon.containers_run()
 
     def _end(self, done: Callable[[], None]) -> None:
         """End daemon, zygote and sockets; containers go on."""

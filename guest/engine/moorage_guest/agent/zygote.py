@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moorage_guest.agent import precompiled
-from moorage_guest.agent.imports import import_daemon
+from moorage_guest.agent.imports import build_models, import_daemon
 from moorage_guest.agent.jsonfile import write_json
 from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.loop import trace
@@ -129,6 +129,10 @@ class Zygote:
                     if self._keep is not None:
                         os.close(self._keep)
                     self._keep = fds.pop(0)
+                case "get_ready":
+                    build_models()
+                    gc.collect()
+                    gc.freeze()
                 case "fork" if fds:
                     job = int(message.body["job"])
                     pid = os.fork()
