@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -402,3 +403,22 @@ def test_links_give_names_and_variables_and_can_be_removed(moored: Moored) -> No
     moored.docker("rm", "--link", "linked/alias")
     assert "linked/alias" not in moored.docker("ps", "--format", "{{.Names}}", "--no-trunc")
     _remove(moored, "linked", "target")
+
+
+def test_what_a_client_sends_at_once_is_answered_to_it(moored: Moored) -> None:
+    moored.docker("run", "-d", "-i", "--name", "echo", "busybox", "cat")
+    for number in range(15):
+        connection = socket.socket(socket.AF_UNIX)
+        with connection:
+            connection.settimeout(DEADLINE)
+            connection.connect(str(moored.socket))
+            connection.sendall(
+                b"POST /containers/echo/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: d\r\n"
+                b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n%d\n" % number
+            )
+            answer = b""
+            while not answer.endswith(b"%d\n" % number) or b"\r\n\r\n" not in answer:
+                more = connection.recv(4096)
+                assert more, answer
+                answer += more
+    moored.docker("rm", "-f", "echo")

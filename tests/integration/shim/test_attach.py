@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import os
 import socket
+import sys
+import termios
 from collections.abc import AsyncIterator
 
 import pytest
@@ -222,3 +225,21 @@ async def test_client_that_is_held_gets_output_when_its_daemon_dies(harness: Har
         await shim.finish_output({1: 7})
         assert await read_socket(client) == b"goes on"
     feed.close()
+
+
+async def test_input_of_a_held_client_is_read_once_its_beginning_is_known(harness: Harness) -> None:
+    shim, _ = await harness.run("cat", open_stdin=True)
+    pipes = await shim.pipes()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        held = await shim.attach(theirs, stdin=True, multiplexed=False, hold=True, prefix=b"early ")
+    assert held is not None
+    with contextlib.closing(ours) as client:
+        client.sendall(b"and later\n")
+        for _ in range(20):  # the shim has had every chance to read it
+            await shim.status()
+        unread = fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))
+        assert int.from_bytes(unread, sys.byteorder) > 0
+        await shim.attach_from(held, {1: 0, 2: 0})
+        await until("the input", lambda: kernel.bytes_waiting(pipes.streams[0].a_read) == 16)
+    close_pipes(pipes)

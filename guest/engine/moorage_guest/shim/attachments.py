@@ -27,6 +27,7 @@ class Attachment:
         self.client = client
         self.next = start
         self.held = held
+        self.on_begin: Callable[[], None] | None = None
         self._exact = bool(start)
 
     def begin(self, start: dict[int, int]) -> None:
@@ -34,6 +35,8 @@ class Attachment:
         self.next = start
         self._exact = bool(start)
         self.held = False
+        if self.on_begin is not None:
+            self.on_begin()
 
     @property
     def waits(self) -> bool:

@@ -182,7 +182,7 @@ class Container:
         self, client: Client, stdin: bool, prefix: bytes, start: dict[int, int], detached: Callable[[], None],
         held: bool = False,
     ) -> Attachment:  # fmt: skip
-        """Serve a client from now on; one that is ``held`` gets output once its beginning is known."""
+        """Serve a client from now on; one that is ``held`` once the beginning of its output is known."""
 
         def input_ended() -> None:
             if self.spec.stdin_once and not self.spec.tty and self.stdin is not None:
@@ -190,12 +190,18 @@ class Container:
 
         client.on_detach = detached
         client.on_input_end = input_ended
-        attachment = self.attachments.add(client, start, input_ended if stdin else _nothing, held)
-        if stdin and self.spec.open_stdin:
+        def take_input() -> None:
             if self.stdin is not None:
                 client.feed_input(self.stdin, prefix)
             elif not self._started:
                 self._waiting_for_stdin.append((client, prefix))
+
+        attachment = self.attachments.add(client, start, input_ended if stdin else _nothing, held)
+        if stdin and self.spec.open_stdin:
+            if held:  # what the container answers must not come before the beginning is known
+                attachment.on_begin = take_input
+            else:
+                take_input()
         return attachment
 
     # -- life ---------------------------------------------------------------------------------------------------------
