@@ -148,3 +148,12 @@ async def test_fixed_cidr_gateway_and_ipv6_of_the_default_bridge(world: World) -
     assert settings.global_ipv6_address == "2001:db8:7::2"
     with inside.listen(80, "::"):
         assert world.here().connect("2001:db8:7::2", 80) == "2001:db8:7::1"
+
+
+async def test_the_default_bridge_may_get_a_range_that_overlaps_its_old_one(world: World) -> None:
+    await world.start(ipv6=True, fixed_cidr_v6=ipaddress.ip_network("fd1c:f1a0:5d8d:aaaa::/64"))
+    for wanted in ("fd1c:f1a0:5d8d:aaaa::/80", "fd1c:f1a0:5d8d:aaaa::/64", "fd1c:f1a0:5d8d:bbbb::/64"):
+        await world.restart([], fixed_cidr_v6=ipaddress.ip_network(wanted))
+        box, _ = await world.run("web")
+        assert ipaddress.ip_address(box.endpoints["bridge"].global_ipv6_address) in ipaddress.ip_network(wanted)
+        await world.networks.release(container_id("web"))

@@ -164,7 +164,8 @@ class Firewall:
         """Make one transaction of what differs from the table; False when nothing does. All or nothing."""
         first: list[str] = []
         last: list[str] = []
-        middle: list[str] = []
+        gone: list[str] = []  # before anything comes: a new interval may overlap an old one
+        come: list[str] = []
         chains = dict(self._chains)
         for stem, rules in change.chains.items():
             old = chains.get(stem)
@@ -190,13 +191,13 @@ class Firewall:
                     continue
                 quoted = f'"{key}"' if name in _NAMED_BY_INTERFACE else key
                 if key in known:
-                    middle.append(f"delete element {self._prefix} {name} {{ {quoted} }}")
+                    gone.append(f"delete element {self._prefix} {name} {{ {quoted} }}")
                 if value is not None:
                     text = f"{quoted} : {value}" if value else quoted
-                    middle.append(f"add element {self._prefix} {name} {{ {text} }}")
-        if not (first or middle or last):
+                    come.append(f"add element {self._prefix} {name} {{ {text} }}")
+        if not (first or gone or come or last):
             return False
-        self._run([*first, *middle, *last])
+        self._run([*first, *gone, *come, *last])
         for stem, rules in change.chains.items():
             if rules is not None:
                 self._rules[chain_name(stem, rules)] = len(rules)
