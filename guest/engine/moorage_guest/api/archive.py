@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from aiohttp import web
 
@@ -28,17 +28,18 @@ def routes(engine: Containers) -> list[Route]:
     async def get(request: ApiRequest) -> web.StreamResponse:
         async with files.view(engine, request.match_info["id"], request.query.get("path", "")) as (container, place):
 
-            def begin() -> tuple[PathStat, Iterator[bytes], bytes]:
+            def begin() -> tuple[PathStat, Generator[bytes, None, None], bytes]:
                 found, chunks = tar_out(place.root, place.path)
                 return found, chunks, next(chunks, b"")
 
             found, chunks, first = await asyncio.to_thread(begin)
             response = await stream_response(request, "application/x-tar", headers={HEADER: found.header()})
-            with contextlib.suppress(ConnectionError):
-                await response.write(first)
-                async for chunk in engine.layers.stream(chunks):
-                    await response.write(chunk)
-                await response.write_eof()
+            async with contextlib.aclosing(engine.layers.stream(chunks)) as pieces:
+                with contextlib.suppress(ConnectionError):
+                    await response.write(first)
+                    async for piece in pieces:
+                        await response.write(piece)
+                    await response.write_eof()
             engine.publish(container, "archive-path")
             return response
 

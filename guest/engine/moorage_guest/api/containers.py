@@ -1,5 +1,6 @@
 """Routes of containers; those that stream are in `container_streams`, `docker cp` is in `archive`."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -149,13 +150,13 @@ class _Handlers:
         container = self._container(request)
         if container.removing:
             raise Conflict(f"You cannot export container {container.id} which is being removed")
-        chunks = self._engine.layers.export(container.id)
-        first = await anext(chunks, b"")
-        response = await stream_response(request, "application/octet-stream")
-        await response.write(first)
-        async for chunk in chunks:
-            await response.write(chunk)
-        await response.write_eof()
+        async with contextlib.aclosing(self._engine.layers.export(container.id)) as chunks:
+            first = await anext(chunks, b"")
+            response = await stream_response(request, "application/octet-stream")
+            await response.write(first)
+            async for chunk in chunks:
+                await response.write(chunk)
+            await response.write_eof()
         self._engine.publish(container, "export")
         return response
 

@@ -12,7 +12,7 @@ import os
 import posixpath
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import gmtime, strftime
@@ -172,11 +172,11 @@ def real_path(root: Path, path: str) -> str:
     return f"/{found[len(where.rstrip('/')) :].lstrip('/')}" if found.startswith(where.rstrip("/")) else path
 
 
-def tar_out(root: Path, path: str) -> tuple[PathStat, Iterator[bytes]]:
+def tar_out(root: Path, path: str) -> tuple[PathStat, Generator[bytes, None, None]]:
     """Return a path's description and its tar stream; names begin with the path's last part. Raises NotFound, InvalidParameter."""
     found = stat_path(root, path)
 
-    def stream() -> Iterator[bytes]:
+    def stream() -> Generator[bytes, None, None]:
         with _found(root, path) as (_top, parent, leaf):
             yield from Packer().one(parent, leaf, found.name)
             yield END * 2

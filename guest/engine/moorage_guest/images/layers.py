@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,19 +223,23 @@ class Layers:
         size = tree_size(self._data_root.mount(container_id) / "diff")
         return size, size + self._layer_store.size(chain)
 
-    async def export(self, container_id: str) -> AsyncIterator[bytes]:
-        """Yield the root file system as a tar stream. Raises NotFound at the first step."""
+    async def export(self, container_id: str) -> AsyncGenerator[bytes, None]:
+        """Yield the root file system as a tar stream. Raises NotFound at the first step. To be closed (`aclosing`)."""
         mounted_before = await self._run(kernel.is_mount_point, self._data_root.mount(container_id) / "merged")
         root = await self.mount(container_id)
         try:
-            async for chunk in self.stream(pack_tree(root)):
-                yield chunk
+            async with contextlib.aclosing(self.stream(pack_tree(root))) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         finally:
             if not mounted_before:
                 await asyncio.shield(self.unmount(container_id))
 
-    async def stream(self, source: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield what a blocking iterator gives, gathered into pieces of about a megabyte, each made in a thread."""
+    async def stream(self, source: Generator[bytes, None, None]) -> AsyncGenerator[bytes, None]:
+        """Yield what a blocking generator gives, gathered into pieces of about a megabyte, each made in a thread.
+
+        To be closed (`aclosing`), which closes the generator and the files that it has open.
+        """
 
         def gather() -> bytes:
             parts: list[bytes] = []
@@ -247,8 +251,12 @@ class Layers:
                     break
             return b"".join(parts)
 
-        while chunk := await self._run(gather):
-            yield chunk
+        try:
+            while chunk := await self._run(gather):
+                yield chunk
+        finally:
+            with contextlib.suppress(ValueError):  # cancelled while a thread is at it
+                source.close()
 
     async def commit(
         self,

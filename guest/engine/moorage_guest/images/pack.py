@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,7 +158,7 @@ class Packer:
         yield padding(entry.size)
 
 
-def _pack(root: Path, packer: Packer) -> Iterator[bytes]:
+def _pack(root: Path, packer: Packer) -> Generator[bytes, None, None]:
     descriptor = os.open(root, _FOLDER_FLAGS)
     try:
         yield from packer.children(descriptor)
@@ -172,6 +172,6 @@ def pack_layer(diff: Path) -> Iterator[bytes]:
     return _pack(diff, Packer(layer=True))
 
 
-def pack_tree(root: Path) -> Iterator[bytes]:
+def pack_tree(root: Path) -> Generator[bytes, None, None]:
     """Yield the tar stream of a root file system."""
     return _pack(root, Packer())

@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from moorage_guest.shim.backlog import Backlog
 from moorage_guest.shim.clients import Client
 from moorage_guest.shim.loop import READ, Loop
 
@@ -21,13 +22,17 @@ _TURN = 32
 
 
 class Attachment:
-    """One attached client: `next` is the offset it needs next, by stream. Feeds wait while it is `held`."""
+    """One attached client: `next` is the offset it needs next, by stream. Feeds wait while it is `held`.
+
+    `behind` is its place in the backlog while others are further than it, else -1.
+    """
 
     def __init__(self, client: Client, start: dict[int, int], held: bool) -> None:
         self.client = client
         self.next = start
         self.held = held
         self.on_begin: Callable[[], None] | None = None
+        self.behind = -1
         self._exact = bool(start)
 
     def begin(self, start: dict[int, int]) -> None:
@@ -39,9 +44,9 @@ class Attachment:
             self.on_begin()
 
     @property
-    def waits(self) -> bool:
-        """Whether nothing is to be read from the feeds for now."""
-        return self.held or self.client.slow
+    def ready(self) -> bool:
+        """Whether it can take what comes next."""
+        return self.behind < 0 and not self.client.slow
 
     def give(self, stream: int, offset: int, data: bytes) -> None:
         """Pass on what the client does not have yet. One that was so slow that output is missing is let go."""
@@ -63,10 +68,15 @@ class Attachment:
 
 
 class Attachments:
-    """All attached clients and the feeds that bring them output. Feeds are read one after the other, oldest first."""
+    """All attached clients and the feeds that bring them output. Feeds are read one after the other, oldest first.
 
-    def __init__(self, loop: Loop, on_count: Callable[[int], None]) -> None:
+    They are read as fast as the fastest client takes them: what the others cannot take yet waits in the backlog.
+    """
+
+    def __init__(self, loop: Loop, on_count: Callable[[int], None], backlog: Backlog) -> None:
         self._loop = loop
+        self._backlog = backlog
+        self._catching_up = False
         self._on_count = on_count
         self._members: list[Attachment] = []
         self._feeds: list[socket.socket] = []
@@ -90,6 +100,8 @@ class Attachments:
 
         def gone() -> None:
             self._members.remove(member)
+            if member.behind >= 0 and not self._catching_up:
+                self._catch_up()
             on_gone()
             if client.streams:
                 self._on_count(self.count)
@@ -147,17 +159,76 @@ class Attachments:
         if self._lengths is None:
             return
         for member in list(self._members):
-            if member.has(self._lengths) if self._lengths else idle and not member.held:
+            if member.has(self._lengths) if self._lengths else idle and not member.held and member.behind < 0:
                 member.client.finish()
 
     def _give_up(self) -> None:
         """Nothing more will come: what a client lacks by now is lost."""
         for member in list(self._members):
-            if not member.held:
+            if not member.held and member.behind < 0:
                 member.client.finish()
 
+    def _waits(self) -> bool:
+        """Whether nothing is to be read for now: a client's beginning is not known yet, or none can take anything."""
+        if any(member.held for member in self._members):
+            return True
+        takers = [member for member in self._members if member.client.takes]
+        return bool(takers) and not any(member.ready for member in takers)
+
+    def _deliver(self, stream: int, offset: int, data: bytes) -> None:
+        """Give output to all who can take it and keep it for the others."""
+        late = False
+        for member in list(self._members):
+            if member.ready or not member.client.takes:
+                member.give(stream, offset, data)
+            else:
+                late = True
+                if member.behind < 0:
+                    member.behind = self._backlog.end
+        if late:
+            try:
+                self._backlog.add(stream, offset, data)
+            except OSError as error:
+                self._loop.report(f"clients are too slow and are let go: {error}")
+                for member in list(self._members):
+                    if member.behind >= 0:
+                        member.client.finish()
+        self._finish(idle=False)
+
+    def _catch_up(self) -> None:
+        """Give those who are behind what they have room for."""
+        self._catching_up = True
+        more = False
+        try:
+            for member in [each for each in self._members if each.behind >= 0]:
+                more |= self._advance(member)
+        finally:
+            self._catching_up = False
+        if not any(member.behind >= 0 for member in self._members):
+            self._backlog.clear()
+        if more:
+            self._loop.later(0, self._resume)
+
+    def _advance(self, member: Attachment) -> bool:
+        """Give one client what it has room for; say whether it could take more."""
+        try:
+            for _ in range(_TURN):
+                if member.client.slow or not member.client.takes or member.behind >= self._backlog.end:
+                    break
+                stream, offset, data, member.behind = self._backlog.read(member.behind)
+                member.give(stream, offset, data)
+        except OSError as error:
+            self._loop.report(f"a slow client is let go: {error}")
+            member.client.finish()
+        if member.behind >= self._backlog.end or not member.client.takes:
+            member.behind = -1
+        return member.behind >= 0 and not member.client.slow
+
     def _resume(self) -> None:
-        if any(member.waits for member in self._members):
+        if self._backlog.end and not self._catching_up:
+            self._catch_up()
+            self._finish(idle=False)
+        if self._waits():
             return
         if self._feeds:
             self._loop.watch(self._feeds[0].fileno(), READ, self._read)
@@ -174,7 +245,7 @@ class Attachments:
                     if self._lengths:
                         self._give_up()
                     return
-                if any(member.waits for member in self._members):
+                if self._waits():
                     return
                 head = os.read(self._spill, SPILLED.size)
                 length, stream, offset = SPILLED.unpack(head) if len(head) == SPILLED.size else (0, 0, 0)
@@ -182,9 +253,7 @@ class Attachments:
                 if not data or len(data) < length:
                     self._close_spill()
                     continue
-                for member in list(self._members):
-                    member.give(stream, offset, data)
-                self._finish(idle=False)
+                self._deliver(stream, offset, data)
         finally:
             self._spilling = False
         self._loop.later(0, self._resume)
@@ -199,7 +268,7 @@ class Attachments:
             if not self._feeds:
                 return
             feed = self._feeds[0]
-            if any(member.waits for member in self._members):
+            if self._waits():
                 self._loop.unwatch(feed.fileno())
                 return
             try:
@@ -219,10 +288,7 @@ class Attachments:
             if len(data) < FEED.size:
                 continue
             stream, offset = FEED.unpack_from(data)
-            payload = data[FEED.size :]
-            for member in list(self._members):
-                member.give(stream, offset, payload)
-            self._finish(idle=False)
+            self._deliver(stream, offset, data[FEED.size :])
 
 
 def client_from(fd: int) -> socket.socket:

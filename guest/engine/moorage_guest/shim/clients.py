@@ -142,6 +142,11 @@ class Client:
         """Whether so much is waiting that its source should pause until `on_room`."""
         return len(self._out) >= SLOW
 
+    @property
+    def takes(self) -> bool:
+        """Whether it takes further output, now or later."""
+        return bool(self.streams) and not self.closed and not self._closing
+
     def write(self, stream: int, data: bytes) -> None:
         """Send output of a stream if the client wants that stream."""
         if self.closed or self._closing or stream not in self.streams or not data:

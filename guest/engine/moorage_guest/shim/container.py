@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from moorage_guest.shim import kernel
 from moorage_guest.shim.attachments import Attachment, Attachments
+from moorage_guest.shim.backlog import Backlog
 from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
 from moorage_guest.shim.fill import measure
 from moorage_guest.shim.loop import WRITE, Loop
@@ -81,7 +82,8 @@ class Container:
         if spec.open_stdin and not spec.tty:
             self._stdin_read, write = os.pipe2(os.O_CLOEXEC)
             self.stdin = Input(loop, write)
-        self.attachments = Attachments(loop, lambda count: emit({"event": "attached", "count": count}))
+        backlog = Backlog(spec.spill_folder or str(folder))
+        self.attachments = Attachments(loop, lambda count: emit({"event": "attached", "count": count}), backlog)
         self._waiting_for_stdin: list[tuple[Client, bytes]] = []
         if self.stdin is not None:
             self.stdin.on_room = self._stdin_room
