@@ -17,7 +17,7 @@ from moorage_guest.images.image import LayerBlob
 from moorage_guest.images.layerstore import remove_tree
 from moorage_guest.images.registry import Registry, RegistryError
 from moorage_guest.images.store import Images
-from moorage_guest.images.streams import BufferedSource, Conveyor, Progress, bar
+from moorage_guest.images.streams import BufferedSource, Conveyor, Progress, bar, finished
 from moorage_guest.images.tarformat import TarError
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ async def fetch_layer(
             halves.stay = True
             raise
         finally:
-            await asyncio.shield(asyncio.to_thread(download.close, halves.stay or images.stopping))
+            await finished(asyncio.to_thread(download.close, halves.stay or images.stopping))
 
 
 class _Download:
@@ -110,18 +110,18 @@ class _Download:
             await unpacking
         finally:
             self._conveyor.end(TarError("unexpected EOF"))
-            await asyncio.shield(asyncio.wait({unpacking}))
+            await finished(asyncio.wait({unpacking}))
             thread.shutdown(wait=False)
             if unpacking.exception() is not None:
                 log.debug("layer %s was not unpacked: %s", blob.digest, unpacking.exception())
-        await asyncio.shield(asyncio.to_thread(self._store, owner))
+        await finished(asyncio.to_thread(self._store, owner))
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
     async def _recall(self) -> None:
         """Begin with what an earlier download left."""
         pieces = self._ingest.recall()
-        while piece := await asyncio.to_thread(next, pieces, b""):
+        while piece := await finished(asyncio.to_thread(next, pieces, b"")):
             self.resumed = True
             if self._ingest.size > self._layer.blob.size:
                 raise Damaged(f"more is kept of layer {self._layer.blob.digest} than it has")
@@ -192,8 +192,7 @@ class _Download:
         try:
             return await self._conveyor.put(batch)
         finally:
-            await asyncio.wait({writing})
-            writing.result()
+            await finished(writing)
 
     def _write(self, batch: list[bytes]) -> None:
         for piece in batch:

@@ -21,6 +21,7 @@ from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layerstore import NO_LAYER, remove_tree
 from moorage_guest.images.pack import is_opaque, is_whiteout, pack_layer, pack_tree
 from moorage_guest.images.store import Images
+from moorage_guest.images.streams import finished
 from moorage_guest.paths import DataRoot
 from moorage_guest.store import Store
 
@@ -48,7 +49,7 @@ class Layers:
         self._threads: ThreadPoolExecutor = kernel.umask_free_executor(4, "layers", data_root.layers)
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        return await finished(asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments))
 
     # -- start and end ------------------------------------------------------------------------------------------------
 

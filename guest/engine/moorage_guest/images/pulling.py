@@ -16,7 +16,7 @@ from moorage_guest.images.loading import diff_ids_of
 from moorage_guest.images.platforms import Platform, choose, this_platform
 from moorage_guest.images.registry import Credentials, Manifest, Registry, RegistryError
 from moorage_guest.images.store import Images
-from moorage_guest.images.streams import Progress
+from moorage_guest.images.streams import Progress, finished
 from moorage_guest.images.tarformat import TarError
 
 log = logging.getLogger(__name__)
@@ -91,12 +91,12 @@ async def _pull_one(
     async with _working(images) as owner:
         for each in (*above, manifest):
             images.content.holds.hold(owner, [each.digest])
-            await asyncio.to_thread(images.content.add, each.data)
+            await finished(asyncio.to_thread(images.content.add, each.data))
         raw, layers = await _contents(images, registry, document, platform, owner, progress, reference)
         known = images.find(str(document["config"]["digest"]))
         before = known is not None and (not reference.tag or str(reference) in known.tags)
         bare = f"{reference.name}@{top.digest}"
-        image = await asyncio.to_thread(
+        work = asyncio.to_thread(
             lambda: images.create(
                 raw,
                 layers,
@@ -107,6 +107,7 @@ async def _pull_one(
                 hidden=[each.digest for each in above],
             )
         )
+        image = await finished(work)
         await asyncio.to_thread(_forget_halves, images, [layer.digest for layer in layers])
     progress({"status": f"Digest: {top.digest}"})
     state = "Image is up to date for" if before else "Downloaded newer image for"
@@ -122,7 +123,7 @@ async def _working(images: Images) -> AsyncIterator[str]:
     try:
         yield owner
     finally:
-        await asyncio.shield(asyncio.to_thread(manager.__exit__, None, None, None))
+        await finished(asyncio.to_thread(manager.__exit__, None, None, None))
 
 
 async def _contents(
@@ -165,7 +166,7 @@ async def _contents(
                 tasks.append(group.create_task(work, name=f"pull {digest}"))
     except BaseException:
         if not halves.stay and not images.stopping:
-            await asyncio.shield(asyncio.to_thread(_forget_halves, images, [each[0] for each in descriptors]))
+            await finished(asyncio.to_thread(_forget_halves, images, [each[0] for each in descriptors]))
         raise
     for task in tasks:
         layers.append(task.result())
@@ -199,7 +200,7 @@ async def _config(images: Images, registry: Registry, digest: str, owner: str) -
             data += piece
             if len(data) > media.MAX_DOCUMENT:
                 raise RegistryError(f"image configuration {digest} is too large: refused")
-    if await asyncio.to_thread(images.content.add, bytes(data)) != digest:
+    if await finished(asyncio.to_thread(images.content.add, bytes(data))) != digest:
         raise RegistryError(f"image config verification failed for digest {digest}")
     return bytes(data)
 
@@ -221,7 +222,7 @@ async def _one_layer(
             progress({"status": "Already exists", "progressDetail": {}, "id": layer.short})
             return blob
         if stored:
-            await asyncio.to_thread(lambda: images.add_layer(layer.parent, blob, owner=owner))
+            await finished(asyncio.to_thread(lambda: images.add_layer(layer.parent, blob, owner=owner)))
             progress({"status": "Pull complete", "progressDetail": {}, "id": layer.short})
             return blob
         await asyncio.to_thread(images.layer_store.check_space, blob.size)

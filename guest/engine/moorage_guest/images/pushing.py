@@ -23,7 +23,7 @@ from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.pulling import first_error
 from moorage_guest.images.registry import Credentials, Registry, RegistryError
 from moorage_guest.images.store import Images
-from moorage_guest.images.streams import Progress, bar
+from moorage_guest.images.streams import Progress, bar, finished
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +89,14 @@ async def _push_one(images: Images, registry: Registry, tag: names.Reference, im
             raw = await asyncio.to_thread(images.content.read, image.id)
             await _upload_bytes(registry, image.id, raw)
         data, kind = await asyncio.to_thread(_manifest, images, image, config, pushed)
-        digest = await asyncio.to_thread(images.content.add, data)
+        digest = await finished(asyncio.to_thread(images.content.add, data))
         images.content.holds.hold(owner, [digest])
         headers = {"Content-Type": kind}
         async with registry.request("PUT", f"manifests/{tag.tag}", headers=headers, data=data, expect=(200, 201, 202)):
             pass
-        await asyncio.to_thread(images.add_digest, image, f"{tag.name}@{digest}", digest)
+        await finished(asyncio.to_thread(images.add_digest, image, f"{tag.name}@{digest}", digest))
     finally:
-        await asyncio.shield(asyncio.to_thread(images.content.holds.release, owner))
+        await finished(asyncio.to_thread(images.content.holds.release, owner))
     progress({"status": f"{tag.tag}: digest: {digest} size: {len(data)}"})
     progress({"progressDetail": {}, "aux": {"Tag": tag.tag, "Digest": digest, "Size": len(data)}})
 
@@ -147,7 +147,7 @@ async def _push_layer(
         else:
             with closing(_Compressed(images)) as packed:
                 async with images.transfers.packing:
-                    await asyncio.to_thread(packed.fill, images.content.path(layer.digest))
+                    await finished(asyncio.to_thread(packed.fill, images.content.path(layer.digest)))
                 result = (packed.ingest.digest, packed.ingest.size)
                 await asyncio.to_thread(images.note_compressed, layer.digest, *result)
                 if not await _exists(registry, result[0]):

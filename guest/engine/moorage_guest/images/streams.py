@@ -8,7 +8,7 @@ import contextlib
 import json
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from aiohttp import StreamReader
@@ -24,6 +24,20 @@ HIGH, LOW = 16 << 20, 4 << 20
 
 #: Takes one message of the stream that clients show; callable from any thread.
 Progress = Callable[[dict[str, Any]], None]
+
+
+async def finished(work: Awaitable[T]) -> T:
+    """Await what a thread does, and when cancelled wait for its end all the same: what comes after must not overtake it."""
+    future = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({future})
+        if not future.cancelled():
+            future.exception()  # told by nobody else: whoever waited is being cancelled
+        raise
 
 
 class ClientGone(TarError):

@@ -60,6 +60,7 @@ class ImageTable:
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self._lock = threading.RLock()
+        self._index_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._durable: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -152,8 +153,12 @@ class ImageTable:
         task.add_done_callback(self._background.discard)
 
     def _write_index(self) -> None:
-        manifests = []
-        for image in self._images.values():
+        with self._index_lock:  # so that who writes last has seen the most
+            self.content.write_index(self._index())
+
+    def _index(self) -> list[dict[str, Any]]:
+        manifests: list[dict[str, Any]] = []
+        for image in self.all():
             base = {"mediaType": media.MANIFEST, "digest": image.manifest, "size": self.content.size(image.manifest)}
             if not image.tags:
                 manifests.append(base)
@@ -161,7 +166,7 @@ class ImageTable:
                 short = names.parse(tag).tag
                 notes = {"io.containerd.image.name": tag, "org.opencontainers.image.ref.name": short}
                 manifests.append({**base, "annotations": notes})
-        self.content.write_index(manifests)
+        return manifests
 
     # -- look-up ------------------------------------------------------------------------------------------------------
 

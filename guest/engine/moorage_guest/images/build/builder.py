@@ -24,7 +24,7 @@ from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.layerstore import remove_tree
 from moorage_guest.images.store import Images
-from moorage_guest.images.streams import BufferedSource, Progress, uncompressed
+from moorage_guest.images.streams import BufferedSource, Progress, finished, uncompressed
 from moorage_guest.images.tarformat import read_entries
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ async def new_context(images: Images) -> AsyncIterator[Context]:
     try:
         yield Context(folder)
     finally:
-        await asyncio.shield(asyncio.to_thread(remove_tree, folder))
+        await finished(asyncio.to_thread(remove_tree, folder))
 
 
 def dockerfile_of(context: Context, name: str) -> str:
@@ -136,7 +136,7 @@ class Builder:
             image = await self._stages(shop, first, plan[: wanted + 1])
             await self._tag(image, shop)
         finally:
-            await asyncio.shield(asyncio.to_thread(self._images.release_work, owner))
+            await finished(asyncio.to_thread(self._images.release_work, owner))
         return image
 
     def _target(self, plan: list[Stage]) -> int:

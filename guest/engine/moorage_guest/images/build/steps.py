@@ -28,6 +28,7 @@ from moorage_guest.images.build.words import Expansion, split_quoted
 from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.store import Images
+from moorage_guest.images.streams import finished
 from moorage_guest.oci.users import resolve_user
 
 log = logging.getLogger(__name__)
@@ -352,12 +353,13 @@ class StageState:
     async def _record(self, config: dict[str, Any], layer: LayerBlob | None, created_by: str) -> None:
         self.broken = True
         base = self.image
-        self.image = await asyncio.to_thread(
+        deriving = asyncio.to_thread(
             lambda: self.shop.images.derive(
                 base, layer, config, owner=self.shop.owner, created_by=created_by, author=self.author,
                 parent=base.id if base is not None else "", intermediate=True,
             )
         )  # fmt: skip
+        self.image = await finished(deriving)
         self.config = config
         self.shop.emit(f" ---> {self.image.short_id}\n")
 
