@@ -39,8 +39,7 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
 class ApiModel(BaseModel):
     """PascalCase in JSON, snake_case here; unknown fields are ignored."""
 
-    # Validators are built at first use: all of them at once would be a tenth of the daemon's start and memory.
-    model_config = ConfigDict(alias_generator=to_pascal, populate_by_name=True, extra="ignore", defer_build=True)
+    model_config = ConfigDict(alias_generator=to_pascal, populate_by_name=True, extra="ignore")
 
     @model_validator(mode="before")
     @classmethod
