@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from docker.errors import APIError
 
+from tests.support.fuzzing import tar_bytes
 from tests.support.leaks import cgroups
 from tests.support.moored import DEADLINE, Moored, wait_for
 from tests.support.openapi import Api
@@ -363,11 +364,36 @@ def test_log_frames_are_lines_but_for_the_docker_cli(moored: Moored, api: Api) -
         assert len(found["Docker"]) < 100
 
 
+def test_archive_that_contradicts_itself_is_the_clients_fault(api: Api) -> None:
+    archive = tar_bytes({"a": b"x", "a/b": b"x"})
+    with made(api) as container:
+        target = f"/containers/{container}/archive"
+        put = api.call("PUT", target, query={"path": "/tmp"}, body=archive, check=False)
+        got = api.call("GET", target, query={"path": "/tm\0p"}, check=False)
+    built = api.call("POST", "/build", body=archive, headers={"Content-Type": "application/x-tar"}, check=False)
+    assert [put.status, got.status, built.status] == [400, 400, 400], (put.body, got.body, built.body)
+
+
 def test_start_that_the_kernel_refuses_leaves_no_cgroup(moored: Moored, api: Api) -> None:
     host = {"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1000}]}  # no block device
     with made(api, {"HostConfig": host}) as container:
         assert api.call("POST", f"/containers/{container}/start", check=False).status == 500
         assert [name for name in cgroups(moored) if container in name] == []
+
+
+def test_limit_of_processes_is_taken_away_live_and_a_senseless_one_refused(moored: Moored, api: Api) -> None:
+    with made(api, {"HostConfig": {"PidsLimit": 50}}, start=True) as container:
+        file = next(
+            Path(name) / "pids.max"
+            for name in cgroups(moored)
+            if (Path(name) / "pids.max").exists() and container in name
+        )
+        assert file.read_text() == "50\n"
+        api.post(f"/containers/{container}/update", {"PidsLimit": -1})
+        assert file.read_text() == "max\n"
+        refused = api.call("POST", f"/containers/{container}/update", body={"PidsLimit": 2**53}, check=False)
+        assert refused.status == 400
+        assert "Invalid argument" in refused.message
 
 
 def test_cpu_quota_is_taken_away_live(moored: Moored, api: Api) -> None:

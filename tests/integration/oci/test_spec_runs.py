@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from moorage_guest.errors import InvalidParameter
+from moorage_guest.errors import InvalidParameter, SystemError_
 from moorage_guest.oci.spec import ExecSpecRequest, MountPoint, build_exec_process, build_spec
 
 from tests.support.oci import Bench, oci_bench, with_config
@@ -115,7 +115,7 @@ def test_a_device_is_there_and_a_missing_one_refused(bench: Bench) -> None:
     )
     assert said == "ok"
     missing = {"PathOnHost": "/dev/isnotthere", "PathInContainer": "/dev/x"}
-    with pytest.raises(InvalidParameter, match='adding custom device "/dev/isnotthere": no such file or directory'):
+    with pytest.raises(SystemError_, match='adding custom device "/dev/isnotthere": no such file or directory'):
         build_spec(bench.request("/bin/sh", devices=[missing]))
 
 

@@ -12,7 +12,7 @@ from moorage_guest.engine.containers import Containers
 from moorage_guest.errors import InvalidParameter, SystemError_
 from moorage_guest.images.archive import PathStat, stat_path, tar_in, tar_out
 from moorage_guest.images.streams import BodyFile, BufferedSource, with_body
-from moorage_guest.images.tarformat import TarError
+from moorage_guest.images.tarformat import TarError, blamed_on_archive
 
 HEADER = "X-Docker-Container-Path-Stat"
 
@@ -49,7 +49,8 @@ def routes(engine: Containers) -> list[Route]:
             await asyncio.to_thread(files.check_folder, container, place)
 
             def unpack(body: BodyFile) -> None:
-                tar_in(place.root, place.path, BufferedSource(body.read_some), no_overwrite_dir_non_dir=keep_kind)
+                with blamed_on_archive():
+                    tar_in(place.root, place.path, BufferedSource(body.read_some), no_overwrite_dir_non_dir=keep_kind)
 
             try:
                 await with_body(request.content, unpack)

@@ -18,7 +18,7 @@ from moorage_guest.images.layers import Layers
 from moorage_guest.images.registry import decode_header
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue, with_body
-from moorage_guest.images.tarformat import looks_like_tar
+from moorage_guest.images.tarformat import blamed_on_archive, looks_like_tar
 
 
 def routes(images: Images, layers: Layers, runner: StepRunner) -> list[Route]:
@@ -96,4 +96,5 @@ def take(context: Context, file: BodyFile, *, dockerfile: str = "") -> None:
             parts.append(bytes(piece))
         context.write("Dockerfile" if "/" in dockerfile else dockerfile, b"".join(parts).decode("utf-8", "replace"))
         return
-    context.unpack(source)
+    with blamed_on_archive():
+        context.unpack(source)

@@ -276,13 +276,15 @@ async def update(engine: Containers, container: Container, changes: HostConfig) 
         if limited and container.status.alive:
             shim = await engine.shim_of(container)
             limits = update_resources(host)
-            if changes.pids_limit is not None and changes.pids_limit <= 0:
-                limits["pids"] = {"limit": -1}
+            many = changes.pids_limit is not None and changes.pids_limit <= 0
+            if many:
+                limits.pop("pids", None)
             try:
                 await shim.update(limits)
-                if changes.cpu_quota < 0:
-                    await asyncio.to_thread(cgroups.unlimit_cpu, container.cgroup_path)
+                await asyncio.to_thread(cgroups.unlimit, container.cgroup_path, cpu=changes.cpu_quota < 0, pids=many)
             except (OciError, OSError) as error:
+                if "Invalid argument" in str(error) or "out of range" in str(error):
+                    raise refused(str(error)) from error
                 raise SystemError_(f"Cannot update container {container.id}: {error}") from error
         container.host_config = host
         await engine.save(container)

@@ -4,6 +4,8 @@ Reading gives entries with the place of their content; what an entry means, and 
 belongs to the callers. The standard library's tarfile takes several times as long for an entry.
 """
 
+import contextlib
+import errno
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -24,6 +26,21 @@ _XATTR = "SCHILY.xattr."
 
 class TarError(InvalidParameter):
     """The archive is damaged, cut short, or asks for something that is not allowed."""
+
+
+#: What the kernel says to members that contradict each other or that no file system holds.
+_SENSELESS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+
+
+@contextlib.contextmanager
+def blamed_on_archive() -> Iterator[None]:
+    """Raise TarError for what only the archive can be blamed for, such as a file below a file; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _SENSELESS:
+            raise
+        raise TarError(f"{error.filename or 'archive'}: {(error.strerror or '').lower()}") from error
 
 
 @dataclass(slots=True)

@@ -97,12 +97,17 @@ def _own_processes() -> Path | None:
     return None
 
 
-def unlimit_cpu(cgroup_path: str) -> None:
-    """Take away a running container's CPU quota. Raises OSError."""
-    if is_v2():
+def unlimit(cgroup_path: str, *, cpu: bool, pids: bool) -> None:
+    """Take away a running container's CPU quota, its limit of processes. The runtime writes -1, which the kernel refuses.
+
+    Raises OSError.
+    """
+    if cpu and is_v2():
         (folder(cgroup_path, "") / "cpu.max").write_text("max")
-    else:
+    elif cpu:
         (folder(cgroup_path, "cpu") / "cpu.cfs_quota_us").write_text("-1")
+    if pids:
+        (folder(cgroup_path, "pids") / "pids.max").write_text("max")
 
 
 def is_frozen(cgroup_path: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage_guest.api.types import DeviceMapping
-from moorage_guest.errors import InvalidParameter
+from moorage_guest.errors import InvalidParameter, SystemError_
 
 #: Folders below /dev that belong to each container itself.
 _OWN = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
@@ -99,7 +99,7 @@ def host_devices() -> list[dict[str, Any]]:
 def mapped_devices(mappings: Sequence[DeviceMapping]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return (nodes, cgroup rules) for --device; a folder stands for the nodes in it.
 
-    Raises InvalidParameter, worded as dockerd does, when a path is no device.
+    Raises SystemError_, worded as dockerd does, when a path is no device.
     """
     nodes, rules = [], []
     for mapping in mappings:
@@ -115,7 +115,7 @@ def mapped_devices(mappings: Sequence[DeviceMapping]) -> tuple[list[dict[str, An
                 found = [_node(host, inside)]
         except OSError as error:
             reason = error.strerror.lower() if error.strerror else str(error)
-            raise InvalidParameter(
+            raise SystemError_(
                 f'error gathering device information while adding custom device "{host}": {reason}'
             ) from error
         nodes += found

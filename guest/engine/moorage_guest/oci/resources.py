@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage_guest.api.types import HostConfig, ThrottleDevice, Ulimit
-from moorage_guest.errors import InvalidParameter
+from moorage_guest.errors import InvalidParameter, SystemError_
 from moorage_guest.oci import capabilities
 
 _ULIMITS = "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack"
@@ -61,7 +61,7 @@ def _device_number(path: str) -> tuple[int, int]:
     try:
         number = Path(path).stat().st_rdev
     except OSError as error:
-        raise InvalidParameter(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise SystemError_(f"{path}: {(error.strerror or str(error)).lower()}") from error
     return os.major(number), os.minor(number)
 
 
@@ -74,7 +74,7 @@ def _throttles(devices: Iterable[ThrottleDevice]) -> list[dict[str, int]]:
 
 
 def block_resources(host: HostConfig) -> dict[str, Any]:
-    """Return the OCI ``blockIO`` object. Raises InvalidParameter when a device is not there."""
+    """Return the OCI ``blockIO`` object. Raises SystemError_ when a device is not there."""
     block: dict[str, Any] = {}
     if host.blkio_weight:
         block["weight"] = host.blkio_weight

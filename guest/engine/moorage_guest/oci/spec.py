@@ -260,7 +260,7 @@ def build_spec(request: SpecRequest) -> dict[str, Any]:
     """Return the content of config.json for crun.
 
     Reads the container's passwd and group files and the nodes of asked-for devices, so it may block on the disk: call
-    it in a thread. Raises InvalidParameter with dockerd's texts.
+    it in a thread. Raises InvalidParameter or SystemError_ with dockerd's texts.
     """
     host = request.host_config
     security = parse_security_options(host.security_opt, no_new_privileges=request.defaults.no_new_privileges)
