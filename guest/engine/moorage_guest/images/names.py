@@ -94,6 +94,11 @@ def parse(text: str) -> Reference:
     return Reference(domain, head, tag, digest)
 
 
+def is_domain(text: str) -> bool:
+    """Whether text is the address of a registry: a host and perhaps a port."""
+    return _DOMAIN.fullmatch(text) is not None
+
+
 def is_image_id(text: str) -> bool:
     """Whether text can be an image's id or the beginning of one."""
     return _HEX.fullmatch(text.removeprefix("sha256:")) is not None

@@ -243,7 +243,7 @@ class Registry:
                 if not endpoint.mirror:
                     raise
                 continue
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
                 failures.append(RegistryError(f'Get "{url}": {_reason(error)}'))
                 continue
             except EngineError as error:
@@ -454,12 +454,15 @@ def _reason(error: BaseException) -> str:
 
 
 async def login(settings: RegistrySettings, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Check credentials at their registry; returns the answer of POST /auth. Raises Unauthorized, Unavailable."""
+    """Check credentials at their registry; returns the answer of POST /auth. Raises Unauthorized, Unavailable, InvalidParameter."""
     own = Credentials.of(value)
     address = own.server or DEFAULT_LOGIN
-    host = urlsplit(address).netloc if "://" in address else address.partition("/")[0]
+    host = address.partition("://")[2] if "://" in address else address
+    host = host.partition("/")[0]
     if host in ("index.docker.io", names.DEFAULT_DOMAIN, DEFAULT_HOST, ""):
         host = names.DEFAULT_DOMAIN
+    if not names.is_domain(host):
+        raise InvalidParameter(f"invalid registry address: {address!r}")
     reference = names.Reference(host, "login")
     try:
         async with Registry(reference, settings, own) as registry:
