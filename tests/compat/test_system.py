@@ -3,13 +3,14 @@
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from functools import partial
 
 import pytest
 
-from tests.support.moored import Moored, Sandbox, running_moored, wait_for
+from tests.support.moored import DEADLINE, Moored, Sandbox, running_moored, wait_for
 from tests.support.openapi import Api, UnixConnection
 
 
@@ -228,6 +229,8 @@ class _Renamed(Moored):
         script = self.sandbox.root / "dockerd"
         script.write_text("import sys\nfrom moorage_guest.daemon import main\nsys.exit(main())\n")
         interpreter, _dash_m, _module, *arguments = super().argv()
+        place = arguments.index("--config-file")
+        del arguments[place : place + 2]
         return [interpreter, str(script), *arguments]
 
 
@@ -237,6 +240,9 @@ def _reloaded(moored: Moored) -> bool:
 
 def test_under_dockerds_name_live_restore_is_off_until_asked_for() -> None:
     with Sandbox() as sandbox:
+        # Its configuration is in dockerd's place: this one is not looked at.
+        (sandbox.root / "data").mkdir(exist_ok=True)
+        (sandbox.root / "data" / "daemon.json").write_text('{"no-such-option": 1}')
         for arguments, live_restore in (([], False), (["--live-restore"], True)):
             moored = _Renamed(sandbox, arguments).start()
             assert moored.api.get("/info").json["LiveRestoreEnabled"] is live_restore
@@ -245,3 +251,47 @@ def test_under_dockerds_name_live_restore_is_off_until_asked_for() -> None:
             assert moored.api.get("/info").json["LiveRestoreEnabled"] is live_restore
             assert "level=info" in moored.log()
             assert moored.stop() == 0
+
+
+def test_events_until_a_moment_are_those_that_were(moored: Moored) -> None:
+    moored.docker("run", "--name", "past", "busybox", "true")
+    until = f"{time.time() + 0.1:.6f}"
+    said = moored.docker("events", "--filter", "container=past", "--until", until, "--format", "{{.Action}}")
+    assert said.splitlines() == ["create", "attach", "start", "die"]
+    moored.docker("rm", "past")
+
+
+def test_who_sees_the_end_of_the_output_can_ask_how_it_ended(moored: Moored) -> None:
+    body = {"Image": "busybox", "Cmd": ["sh", "-c", "echo out; exit 7"], "AttachStdout": True}
+    for _ in range(15):
+        container = moored.api.post("/containers/create", body).json["Id"]
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(DEADLINE)
+            connection.connect(str(moored.socket))
+            path = f"/containers/{container}/attach?stream=1&stdout=1"
+            connection.sendall(
+                f"POST {path} HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n".encode()
+            )
+            assert connection.recv(4096).startswith(b"HTTP/1.1 101")
+            moored.api.post(f"/containers/{container}/start")
+            while connection.recv(4096):
+                pass
+        state = moored.api.get(f"/containers/{container}/json").json["State"]
+        assert (state["Running"], state["ExitCode"]) == (False, 7)
+        moored.api.delete(f"/containers/{container}")
+
+
+def test_the_engines_id_and_overridden_proxies_are_where_people_look() -> None:
+    with Sandbox() as sandbox:
+        moored = Moored(sandbox, ["--http-proxy", "http://me:secret@proxy.example"])
+        moored.environment["HTTP_PROXY"] = "http://you:secret@other.example"
+        file = moored.data_root / "engine-id"
+        assert moored.start().api.get("/info").json["ID"] == file.read_text()
+        moored.signal(signal.SIGHUP)
+        wait_for("the reload", partial(_reloaded, moored))
+        assert "overriding existing proxy variable with value from configuration: HTTP_PROXY was" in moored.log()
+        assert "secret" not in moored.log() and "http://xxxxx:xxxxx@proxy.example" in moored.log()
+        assert moored.stop() == 0
+        file.write_text("this-one\n")
+        assert moored.start().api.get("/info").json["ID"] == "this-one"
+        assert moored.stop() == 0

@@ -20,6 +20,7 @@ from moorage_contract.version import API_VERSION, ENGINE_VERSION
 from moorage_guest.engine.shims import Agent
 from moorage_guest.engineconfig import SettingsError
 from moorage_guest.graph import Graph
+from moorage_guest.info import masked_proxy
 from moorage_guest.listeners import Listener, ListenError, TlsFiles, open_listener
 from moorage_guest.liveconfig import ConfigFileError, LiveConfig, add_own_arguments, load
 from moorage_guest.paths import DataRoot, ExecRoot
@@ -33,6 +34,7 @@ _LEVEL_NAMES = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "fatal"
 
 #: Defaults that differ when the daemon runs under dockerd's name: who starts that relies on dockerd's own.
 _DOCKERD_DEFAULTS = {"live_restore": False}
+_DOCKERD_CONFIG = Path("/etc/docker/daemon.json")
 
 LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
@@ -62,10 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except argparse.ArgumentTypeError as error:
         command_line.error(str(error))
     data_root = Path(str(flags.get("data-root", DaemonConfig().data_root)))
-    path = Path(options.config_file) if options.config_file else DataRoot(data_root).config_file
+    as_dockerd = argv is None and Path(sys.argv[0]).name == "dockerd"
+    usual = _DOCKERD_CONFIG if as_dockerd else DataRoot(data_root).config_file
+    path = Path(options.config_file) if options.config_file else usual
     must_exist = options.config_file is not None and options.validate
     try:
-        defaults = _DOCKERD_DEFAULTS if argv is None and Path(sys.argv[0]).name == "dockerd" else {}
+        defaults = _DOCKERD_DEFAULTS if as_dockerd else {}
         if options.validate:
             load(path, flags, must_exist=must_exist)
             sys.stderr.write("configuration OK\n")
@@ -77,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_logging(config.current)
     for notice in config.current.notices:
         log.warning("%s", notice)
-    for name in ("http_proxy", "https_proxy", "no_proxy"):
-        if value := getattr(config.current, name):
-            os.environ[name] = os.environ[name.upper()] = value
+    _set_proxies(config.current)
     # From here on SIGHUP must not kill: one that comes before the daemon listens to it is acted on then.
     early = _EarlySignals()
     try:
@@ -90,6 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         sys.stderr.write(f"{error}\n")
         return 1
+
+
+def _set_proxies(config: DaemonConfig) -> None:
+    """Let everything that reads the environment use the proxies of the configuration."""
+    for setting in ("http_proxy", "https_proxy", "no_proxy"):
+        value: str = getattr(config, setting)
+        for name in (setting, setting.upper()) if value else ():
+            if (old := os.environ.get(name)) and old != value:
+                log.warning(
+                    "overriding existing proxy variable with value from configuration: %s was %s and is %s",
+                    name, masked_proxy(old), masked_proxy(value),
+                )  # fmt: skip
+            os.environ[name] = value
 
 
 class _EarlySignals:

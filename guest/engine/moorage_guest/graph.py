@@ -20,7 +20,7 @@ from moorage_guest.events import EventBus
 from moorage_guest.images import registry
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.store import Images
-from moorage_guest.info import engine_id, engine_info
+from moorage_guest.info import engine_id, engine_info, masked_proxy
 from moorage_guest.liveconfig import ConfigFileError, LiveConfig
 from moorage_guest.logs.pump import Pump
 from moorage_guest.net.networks import Networks
@@ -40,7 +40,7 @@ class Graph:
         self.agent = agent
         self.store = Store(data_root.database)
         self.events = EventBus(exec_root.root / "events.jsonl")
-        self.identity = engine_id(self.store)
+        self.identity = engine_id(self.store, data_root.engine_id)
         self.pump = Pump()
         self.images = Images(data_root, self.store, self.events)
         self.layers = Layers(data_root, self.store, self.images)
@@ -119,7 +119,14 @@ class Graph:
         current = self.config.current
         logging.getLogger().setLevel(logging.DEBUG if current.debug else logging.INFO)
         self.events.publish("daemon", "reload", self.identity, _reload_attributes(current))
-        log.info("Reloaded configuration: %s", ", ".join(changed) or "nothing changed")
+        proxies = {
+            key: masked_proxy(value)
+            for key, value in (("http-proxy", current.http_proxy), ("https-proxy", current.https_proxy))
+            if value
+        }
+        log.info(
+            "Reloaded configuration: %s", as_json({**changed, **proxies}) if changed or proxies else "nothing changed"
+        )
 
     async def shut_down(self) -> None:
         """Stop answering; with live restore off, stop the containers too."""

@@ -1,5 +1,6 @@
 """The answer of `GET /info`, from the configuration in force, the machine and what the daemon counts."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping
@@ -15,12 +16,20 @@ from moorage_guest.store import Store
 INDEX_SERVER = "https://index.docker.io/v1/"
 
 
-def engine_id(store: Store) -> str:
-    """Return this engine's id, made at its first start and kept in the state database."""
+def engine_id(store: Store, file: Path) -> str:
+    """Return this engine's id, made at its first start and kept in the state database.
+
+    ``file`` shows it, as dockerd's does; who writes another one there gives the engine that id.
+    """
+    with contextlib.suppress(OSError):
+        if text := file.read_text().strip():
+            return text
     record = store.get("engine", "id")
     if record is None:
         record = {"id": str(uuid.uuid4())}
         store.put("engine", "id", record)
+    with contextlib.suppress(OSError):
+        file.write_text(str(record["id"]))
     return str(record["id"])
 
 

@@ -19,6 +19,10 @@ class DataRoot:
         return self.root / "daemon.json"
 
     @property
+    def engine_id(self) -> Path:
+        return self.root / "engine-id"
+
+    @property
     def images(self) -> Path:
         """An OCI image layout."""
         return self.root / "image"

@@ -133,7 +133,11 @@ class _Handlers:
         return json_response({"Id": made.container.id, "Warnings": [*warnings, *made.warnings]}, status=201)
 
     async def inspect(self, request: ApiRequest) -> web.StreamResponse:
-        answer = await inspect.inspect(self._engine, self._container(request), size=query_bool(request, "size"))
+        container = self._container(request)
+        if container.ending:
+            async with container.lock:
+                pass
+        answer = await inspect.inspect(self._engine, container, size=query_bool(request, "size"))
         return json_response(answer)
 
     async def top(self, request: ApiRequest) -> web.StreamResponse:

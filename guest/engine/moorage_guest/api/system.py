@@ -160,7 +160,8 @@ class _Handlers:
             "chunked": not request.version_http10,
         }
         async with self._service.events.subscribe() as live:
-            backlog = self._service.events.history(since, until) if since is not None else []
+            past = since is not None or until is not None
+            backlog = self._service.events.history(since or 0, until) if past else []
             response = await stream_response(request)
             agent, transport = self._service.agent, request.transport
             plain = transport is not None and transport.get_extra_info("sslcontext") is None
@@ -254,9 +255,9 @@ class EventFilter:
                 {event.actor_id, attributes.get("name", "")} if event.type == "image" else {attributes.get("image", "")}
             )
             return any(value in refs or any(_bare(ref) == _bare(value) for ref in refs if ref) for value in values)
-        if event.type != name and not (name == "container" and "container" in attributes):
+        if event.type != name:
             return False
-        names = {event.actor_id, attributes.get("name", ""), attributes.get("container", "")} - {""}
+        names = {event.actor_id, attributes.get("name", "")} - {""}
         return any(value in names or event.actor_id.startswith(value) for value in values)
 
 

@@ -67,7 +67,10 @@ async def ended(engine: Containers, container: Container, running: Running, reco
     async with container.lock:
         if not container.status.alive:
             return
-        await end_locked(engine, container, running, record)
+        try:
+            await end_locked(engine, container, running, record)
+        finally:
+            container.ending = False
     after_end(engine, container)
 
 
@@ -119,6 +122,7 @@ async def take_down(engine: Containers, container: Container) -> None:
     """Release everything that a run needed, each part whatever happens to the others. Idempotent."""
     await _finish_output(engine, container)
     await _release(engine, container, save=False)
+    container.ending = False
 
 
 async def _finish_output(engine: Containers, container: Container) -> None:

@@ -123,6 +123,9 @@ def config_to_api(container: Container) -> dict[str, Any]:
     """Return Config as inspect shows it."""
     config = container.config.to_api()
     config["Volumes"] = config["Volumes"] or None
+    wanted = container.wanted_endpoints.get(container.network_mode)
+    if wanted is not None and wanted.mac_address:
+        config["MacAddress"] = wanted.mac_address
     config["OnBuild"] = config["OnBuild"] or None
     for name in (
         "ExposedPorts",

@@ -66,6 +66,7 @@ class Output:
             await engine.pump.drained(container_id)
             offsets = await engine.pump.offsets(container_id)
             spill = await engine.pump.hand_over(container_id)
+            self._container.ending = True  # clients that are told of the end by their stream ask what it was
             try:
                 await self._shim.finish_output(offsets, spill=spill)
             except ShimError as error:

@@ -126,6 +126,8 @@ class Container:
     #: Set by stop, kill and rm: the end that follows is wanted, so no policy restarts it.
     stop_requested: bool = False
     removing: bool = False
+    #: Whether clients have seen the end of the output while the end itself is still being dealt with under the lock.
+    ending: bool = False
     #: How many `docker cp` look at the files right now.
     viewers: int = 0
     exec_ids: list[str] = field(default_factory=list)
