@@ -39,7 +39,8 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
 class ApiModel(BaseModel):
     """PascalCase in JSON, snake_case here; unknown fields are ignored."""
 
-    model_config = ConfigDict(alias_generator=to_pascal, populate_by_name=True, extra="ignore")
+    # Validators are built at first use, or by the zygote once containers run (agent.imports): a twentieth of a start.
+    model_config = ConfigDict(alias_generator=to_pascal, populate_by_name=True, extra="ignore", defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
