@@ -2,15 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.bench.daemon import both
 from tests.bench.registry import Result, bench
+from tests.support.moored import Sandbox
 from tests.support.openapi import Api
 
 RUNS = 5
 KILLS = 50
+SHIMS = 20
 #: A line carries its number; the writer never stops while daemons come and go.
 WRITER = "i=0; while :; do i=$((i+1)); echo line-$i-of-the-writer; done"
 
@@ -35,6 +37,50 @@ def _gap(api: Api, count: int, kill: Callable[[], object], bring_back: Callable[
     return time.perf_counter() - begin
 
 
+def _start_idle(api: Api, numbers: Iterable[int]) -> None:
+    """Start idle containers without networks, some at a time."""
+    body = {"Image": "busybox", "Cmd": ["sleep", "100000"], "HostConfig": {"NetworkMode": "none"}}
+
+    def start(number: int) -> None:
+        api.call("POST", "/containers/create", body=body, query={"name": f"g{number}"}, check=False, timeout=300)
+        reply = api.call("POST", f"/containers/g{number}/start", check=False, timeout=300)
+        assert reply.status == 204, reply.body
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, numbers))
+
+
+def _private_kib(sandbox: Sandbox, name: str) -> float:
+    """Return the median of the private memory, in KiB, of the sandbox's processes of one name."""
+    script = (
+        'for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = "$1" ] && '
+        "awk '/^Private_(Clean|Dirty):/ {sum += $2} END {print sum}' $p/smaps_rollup; done"
+    )
+    text = sandbox.run("sh", "-c", script, "sh", name, check=False).stdout
+    return statistics.median(int(line) for line in text.split())
+
+
+@bench("shim_private_mib")
+def shim_memory() -> list[Result]:
+    """What the process beside each container takes for itself, with twenty of them idle."""
+    with both(supervised=True) as pair:
+        for api in (pair.ours.api, pair.peer.api):
+            _start_idle(api, range(SHIMS))
+        ours = _private_kib(pair.ours.sandbox, "moorage-shim") / 1024
+        peer = _private_kib(pair.peer.sandbox, "containerd-shim") / 1024
+    return [
+        Result(
+            "shim_private_mib",
+            ours,
+            peer,
+            "MiB",
+            SHIMS,
+            "private memory of a shim beside an idle container",
+            "≤ 1.5 MiB",
+        )
+    ]
+
+
 @bench("restart_gap_0", "restart_gap_10", "restart_gap_100", "restart_gap_500")
 def restart_gap() -> list[Result]:
     """SIGKILL until all containers are listed, with 0, 10, 100 and 500 of them idle."""
@@ -42,17 +88,8 @@ def restart_gap() -> list[Result]:
     with both(supervised=True) as pair:
         running = 0
         for count in (0, 10, 100, 500):
-            with ThreadPoolExecutor(4) as pool:
-                for docker in (pair.ours.docker, pair.peer.docker):
-                    more = range(running, count)
-                    list(
-                        pool.map(
-                            lambda n, d=docker: d(
-                                "run", "-d", "--network=none", f"--name=g{n}", "busybox", "sleep", "100000", timeout=600
-                            ),
-                            more,
-                        )
-                    )
+            for api in (pair.ours.api, pair.peer.api):
+                _start_idle(api, range(running, count))
             running = count
             ours = [_gap(pair.ours.api, count, pair.ours.kill, lambda: None) for _ in range(RUNS)]
             peer = [_gap(pair.peer.api, count, pair.peer.kill, pair.peer.spawn) for _ in range(RUNS)]
