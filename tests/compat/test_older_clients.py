@@ -243,3 +243,58 @@ def test_a_container_that_does_not_run_shows_its_files_as_it_would_see_them(moor
     moored.docker("rm", "-v", "still")
     left = moored.sandbox.run("cat", "/proc/self/mountinfo").stdout.splitlines()
     assert not [line for line in left if f" {moored.data_root}/" in line]
+
+
+def test_containers_are_found_by_an_image_that_theirs_was_built_from(moored: Moored, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nLABEL built=yes\n")
+    moored.docker("build", "-q", "-t", "descendant", str(tmp_path))
+    container = moored.docker("create", "descendant", "true")
+    assert container in moored.docker("ps", "-aq", "--no-trunc", "--filter", "ancestor=busybox").splitlines()
+    assert moored.docker("ps", "-aq", "--no-trunc", "--filter", "ancestor=descendant") == container
+    moored.docker("rm", container)
+    moored.docker("rmi", "descendant")
+
+
+def test_an_anonymous_volume_goes_with_the_last_container_that_has_it(moored: Moored) -> None:
+    moored.docker("create", "--name", "parent", "-v", "/anonymous", "-v", "named:/named", "busybox", "true")
+    moored.docker("create", "--name", "child", "--volumes-from", "parent", "busybox", "true")
+    (volume,) = [each["Name"] for each in inspect(moored, "child")["Mounts"] if each["Destination"] == "/anonymous"]
+    moored.docker("rm", "-v", "parent")
+    assert volume in moored.docker("volume", "ls", "-q").splitlines()
+    moored.docker("rm", "-v", "child")
+    assert {volume, "named"} & set(moored.docker("volume", "ls", "-q").splitlines()) == {"named"}
+    moored.docker("volume", "rm", "named")
+    refused = moored.docker_run("create", "--volumes-from", "x:bar", "busybox", "true")
+    assert "invalid mode: bar" in refused.stderr
+
+
+def test_a_read_only_root_covers_the_files_of_the_network_and_home_is_never_empty(moored: Moored) -> None:
+    script = "for f in hosts resolv.conf hostname; do [ -w /etc/$f ] && touch /etc/$f 2>/dev/null && echo $f; done; echo $HOME"
+    assert moored.docker("run", "--rm", "--read-only", "-e", "HOME=", "busybox", "sh", "-c", script) == "/root"
+
+
+def test_nothing_is_mounted_over_what_the_kernel_says_of_itself(moored: Moored) -> None:
+    reply = create(moored, {"Binds": ["/tmp:/proc//sys"]})
+    assert (reply.status, reply.message) == (400, '"/proc/sys" cannot be mounted because it is inside /proc')
+    made(create(moored, {"Binds": ["/proc/uptime:/proc/uptime"]}))
+
+
+def test_a_folder_in_a_programs_place_cannot_be_invoked(moored: Moored) -> None:
+    assert moored.docker_run("run", "--rm", "busybox", "/etc").returncode == 126
+
+
+def test_variables_of_links_are_there_for_an_exec(moored: Moored) -> None:
+    moored.docker("run", "-d", "--name", "served", "busybox", "sleep", "1000")
+    moored.docker("run", "-d", "--name", "serves", "--link", "served:db", "busybox", "sleep", "1000")
+    assert "DB_NAME=/serves/db" in moored.docker("exec", "serves", "env").splitlines()
+    moored.docker("rm", "-f", "-v", "served")
+    assert "DB_NAME" not in moored.docker("exec", "serves", "env")
+    moored.docker("rm", "-f", "serves")
+
+
+def test_what_excludes_a_share_of_cpus_is_named(moored: Moored) -> None:
+    container = made(create(moored, {"NanoCpus": 500_000_000}))
+    reply = moored.api.call("POST", f"/containers/{container}/update", body={"CpuQuota": 50000}, check=False)
+    assert reply.message == "Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set"
+    blank = moored.api.call("DELETE", "/images/%20", check=False)
+    assert (blank.status, blank.message) == (400, "image name cannot be blank")

@@ -74,7 +74,7 @@ def test_tmpfs_options_override_the_defaults() -> None:
 def test_volumes_from_copies_mounts_read_only_when_asked() -> None:
     other = [MountRecord("volume", "/data", "/v", "data", anonymous=True), MountRecord("tmpfs", "/t")]
     found = wanted_mounts(ContainerConfig(), HostConfig(volumes_from=["other:ro"]), lambda name: other)
-    assert [(each.destination, each.read_write, each.anonymous) for each in found] == [("/data", False, False)]
+    assert [(each.destination, each.read_write, each.anonymous) for each in found] == [("/data", False, True)]
 
 
 def test_images_volume_gives_way_to_what_the_user_asks_for() -> None:

@@ -76,7 +76,7 @@ def routes(engine: Containers) -> list[Route]:
             detach_keys=body.detach_keys,
             console_size=_size(body.console_size),
         )
-        return json_response({"Id": execs.create(engine, container, config).id}, status=201)
+        return json_response({"Id": execs.create(engine, container, config, request.match_info["id"]).id}, status=201)
 
     async def start(request: ApiRequest) -> web.StreamResponse:
         body = await json_body(request, _StartBody, required=False)

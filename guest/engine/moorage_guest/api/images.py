@@ -94,6 +94,8 @@ class _Handlers:
         return empty_response(201)
 
     async def remove(self, request: ApiRequest) -> web.StreamResponse:
+        if not request.match_info["name"].strip():
+            raise InvalidParameter("image name cannot be blank")
         done = await self.images.remove(
             request.match_info["name"], force=query_bool(request, "force"), prune=not query_bool(request, "noprune")
         )

@@ -117,20 +117,32 @@ def find(engine: "Containers", exec_id: str) -> Exec:
     return session
 
 
-def check_container(container: Container) -> None:
-    """Raise Conflict when nothing can be executed in the container now."""
+def _link_environment(engine: "Containers", container: Container) -> tuple[str, ...]:
+    """Return what links give, as the container itself has it; nothing of those who do not run any more."""
+    from moorage_guest.engine import namespaces
+
+    if not container.own_network:
+        return ()
+    try:
+        return namespaces.link_environment(engine, container)
+    except (NotFound, Conflict):
+        return ()
+
+
+def check_container(container: Container, reference: str = "") -> None:
+    """Raise Conflict when nothing can be executed in the container now; ``reference`` is what the client calls it."""
     check_managed(container)
     if not container.status.running:
         raise Conflict(f"container {container.id} is not running")
     if container.status == Status.PAUSED:
-        raise Conflict(f"Container {container.name} is paused, unpause the container before exec")
+        raise Conflict(f"Container {reference or container.name} is paused, unpause the container before exec")
     if container.status == Status.RESTARTING:
         raise Conflict(f"container {container.id} is restarting, wait until the container is running")
 
 
-def create(engine: "Containers", container: Container, config: ExecConfig) -> Exec:
-    """Note a session to start later."""
-    check_container(container)
+def create(engine: "Containers", container: Container, config: ExecConfig, reference: str = "") -> Exec:
+    """Note a session to start later. ``reference`` is what the client calls the container."""
+    check_container(container, reference)
     session = Exec(secrets.token_hex(32), container.id, config)
     _keep(engine, session)
     engine.execs[session.id] = session
@@ -186,6 +198,7 @@ async def start(
         hostname=container.config.hostname, args=config.args, env=config.env, user=config.user,
         working_dir=config.working_dir, tty=config.tty, privileged=config.privileged,
         console_size=console_size or config.console_size, defaults=engine.settings.spec_defaults(),
+        extra_env=_link_environment(engine, container),
     )  # fmt: skip
     engine.publish(container, f"exec_start: {' '.join(config.args)}", execID=session.id)
     try:

@@ -427,6 +427,14 @@ def _by_ancestor(engine: "Containers", values: list[str]) -> Test:
             ids.add(engine.images.resolve(value).id)
         except (NotFound, InvalidParameter):
             continue
+    made_from: dict[str, list[str]] = {}
+    for image in engine.images.all() if ids else ():
+        made_from.setdefault(image.parent, []).append(image.id)
+    todo = list(ids)
+    while todo:
+        fresh = set(made_from.get(todo.pop(), ())) - ids
+        ids |= fresh
+        todo += fresh
     return lambda container: container.image_id in ids
 
 

@@ -251,14 +251,18 @@ async def update(engine: Containers, container: Container, changes: HostConfig) 
             if host.auto_remove and changes.restart_policy.name != "no":
                 raise refused("Restart policy cannot be updated because AutoRemove is enabled for the container")
             host.restart_policy = RestartPolicy.model_validate(changes.restart_policy.model_dump())
-        if changes.nano_cpus and (host.cpu_period or host.cpu_quota):
-            raise InvalidParameter(
-                "Conflicting options: Nano CPUs cannot be updated as CPU Period/Quota has already been set"
-            )
-        if (changes.cpu_period or changes.cpu_quota) and host.nano_cpus:
-            raise InvalidParameter(
-                "Conflicting options: CPU Period/Quota cannot be updated as NanoCPUs has already been set"
-            )
+        for name, new, old in (
+            ("Period", changes.cpu_period, host.cpu_period),
+            ("Quota", changes.cpu_quota, host.cpu_quota),
+        ):
+            if changes.nano_cpus and old:
+                raise InvalidParameter(
+                    f"Conflicting options: Nano CPUs cannot be updated as CPU {name} has already been set"
+                )
+            if new and host.nano_cpus:
+                raise InvalidParameter(
+                    f"Conflicting options: CPU {name} cannot be updated as NanoCPUs has already been set"
+                )
         if changes.memory and host.memory_swap > 0 and not changes.memory_swap and changes.memory > host.memory_swap:
             raise refused(
                 "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"

@@ -20,6 +20,17 @@ _LABELS = frozenset({"z", "Z"})
 _CONSISTENCY = frozenset({"consistent", "cached", "delegated", "default"})
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
+#: What the kernel tells of the machine, and who emulates a container's view of it (lxcfs) mounts over.
+_IN_PROC = frozenset(
+    [
+        *(f"/proc/{name}" for name in ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg")),
+        "/proc/slabinfo",
+        "/proc/net/dev",
+        "/proc/sys/kernel/ns_last_pid",
+        "/proc/sys/crypto/fips_enabled",
+    ]
+)
+
 _TMPFS_FLAGS = frozenset(
     [
         "ro",
@@ -294,14 +305,12 @@ def wanted_mounts(
         name, _, mode = entry.partition(":")
         if not name:
             raise InvalidParameter(f"invalid volumes-from specification: {entry}")
-        if mode and not _valid_mode(mode):
-            raise InvalidParameter(f'invalid mode: "{mode}"')
+        if mode and (not _valid_mode(mode) or "nocopy" in mode.split(",")):
+            raise InvalidParameter(f"invalid mode: {mode}")
         read_only = "ro" in mode.split(",")
         for mount in mounts_of(name):
             if mount.kind != "tmpfs":
-                found[mount.destination] = replace(
-                    mount, read_write=mount.read_write and not read_only, no_copy=True, anonymous=False
-                )
+                found[mount.destination] = replace(mount, read_write=mount.read_write and not read_only, no_copy=True)
     taken: set[str] = set()
 
     def add(mount: MountRecord) -> None:
@@ -328,6 +337,9 @@ def wanted_mounts(
         cleaned = _clean(destination, destination)
         if cleaned not in found:
             found[cleaned] = MountRecord("volume", cleaned, driver="local", anonymous=True)
+    for mount in found.values():
+        if mount.kind != "tmpfs" and mount.destination.startswith("/proc/") and mount.destination not in _IN_PROC:
+            raise InvalidParameter(f'"{mount.destination}" cannot be mounted because it is inside /proc')
     return list(found.values())
 
 

@@ -51,14 +51,15 @@ async def enter(engine: Containers, container: Container) -> Place:
             container.endpoints = dict(sandbox.endpoints)
             container.ports = dict(sandbox.ports)
             container.sandbox_key = str(netns)
-            environment = _link_environment(engine, container)
+            environment = link_environment(engine, container)
         else:
             await engine.networks.write_host_files(request, host_network=container.network_mode == "host")
             container.ports = {}
     folder = engine.data_root.container(files_of.id)
+    read_only = container.host_config.readonly_rootfs
     taken = {mount.destination for mount in container.mounts}
     mounts = [
-        MountPoint(str(folder / name), inside, "bind", ("rbind", "rprivate"))
+        MountPoint(str(folder / name), inside, "bind", ("rbind", "rprivate", "ro" if read_only else "rw"))
         for name, inside in _FILES
         if inside not in taken
     ]
@@ -156,8 +157,11 @@ def _donor(engine: Containers, mode: str, kind: str) -> Container:
     return other
 
 
-def _link_environment(engine: Containers, container: Container) -> tuple[str, ...]:
-    """Return the variables that a link on the default bridge gives: address, ports and environment of the other one."""
+def link_environment(engine: Containers, container: Container) -> tuple[str, ...]:
+    """Return the variables that a link on the default bridge gives: address, ports and environment of the other one.
+
+    Raises NotFound or Conflict when somebody who is linked is not there or does not run.
+    """
     if container.network_mode != "bridge":
         return ()
     found: list[str] = []

@@ -147,9 +147,9 @@ def build_environment(
 
 
 def _with_home(environment: list[str], user: ProcessUser) -> list[str]:
-    if any(entry.startswith("HOME=") for entry in environment):
+    if any(entry.startswith("HOME=") and entry != "HOME=" for entry in environment):
         return environment
-    return [*environment, f"HOME={user.home}"]
+    return [*(entry for entry in environment if entry != "HOME="), f"HOME={user.home}"]
 
 
 def _process(request: SpecRequest, security: SecurityOptions, bounding: list[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def classify(message: str) -> str:
             return "not_found"
         if "permission denied" in text or "is a directory" in text or "exec format error" in text:
             return "not_executable"
-    if "executable file" in text and "permission denied" in text:
+    if ("executable file" in text and "permission denied" in text) or "is not a regular file" in text:
         return "not_executable"
     return "runtime"
 
