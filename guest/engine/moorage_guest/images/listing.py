@@ -69,7 +69,7 @@ def labels_of(image: Image) -> Mapping[str, str]:
 
 
 def reference_matches(pattern: str, familiar: str) -> bool:
-    """Whether a name fits a shell pattern with or without its tag, as dockerd compares."""
+    """Whether a name fits a shell pattern with or without its tag or digest, as dockerd compares."""
     bare = names.parse(familiar).familiar_name
     return any(
         fnmatch.fnmatchcase(text, pattern) and text.count("/") == pattern.count("/") for text in (familiar, bare)
@@ -90,7 +90,7 @@ def list_images(
         patterns = filters.get("reference", [])
         if patterns:
             tags = [tag for tag in tags if any(reference_matches(p, tag) for p in patterns)]
-            digests = [d for d in digests if any(reference_matches(p, names.parse(d).familiar_name) for p in patterns)]
+            digests = [digest for digest in digests if any(reference_matches(p, digest) for p in patterns)]
             if not tags and not digests:
                 continue
         bare = not image.tags and not image.digests
