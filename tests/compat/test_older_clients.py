@@ -298,3 +298,20 @@ def test_what_excludes_a_share_of_cpus_is_named(moored: Moored) -> None:
     assert reply.message == "Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set"
     blank = moored.api.call("DELETE", "/images/%20", check=False)
     assert (blank.status, blank.message) == (400, "image name cannot be blank")
+
+
+def test_networks_that_cannot_be_joined_say_why(moored: Moored) -> None:
+    for arguments, text in (
+        (["--name", "me", "--network", "container:me"], "cannot join own network"),
+        (["--network", "container"], "invalid container format container:<name|id>"),
+    ):
+        refused = moored.docker_run("run", *arguments, "busybox", "true")
+        assert refused.returncode == 125 and text in refused.stderr
+    moored.docker("rm", "me")
+    reply = create(moored, {"NetworkMode": "host"}, MacAddress="92:d0:c6:0a:29:33")
+    assert (reply.status, reply.message) == (400, "conflicting options: mac-address and the network mode")
+
+
+def test_a_filters_fault_is_told_even_when_there_is_nothing_to_choose_from(moored: Moored) -> None:
+    reply = moored.api.call("GET", "/volumes", query={"filters": '{"dangling":["invalid"]}'}, check=False)
+    assert reply.status == 400 and reply.message.startswith("invalid filter 'dangling=")

@@ -38,6 +38,8 @@ async def enter(engine: Containers, container: Container) -> Place:
     files_of = container
     if container.network_mode.startswith("container:"):
         other = engine.find(container.network_mode.removeprefix("container:"))
+        if other is container:
+            raise SystemError_("cannot join own network")
         if not other.status.alive:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
         netns = Path(f"/proc/{other.state.pid}/ns/net")

@@ -260,7 +260,7 @@ def check_network_conflicts(config: ContainerConfig, host: HostConfig) -> None:
     """Check options that exclude each other by network mode. Raises InvalidParameter."""
     mode = host.network_mode
     joined = mode.startswith("container:")
-    if joined and not mode.removeprefix("container:"):
+    if mode == "container" or (joined and not mode.removeprefix("container:")):
         raise InvalidParameter("invalid container format container:<name|id>")
 
     def conflict(text: str) -> InvalidParameter:
@@ -270,6 +270,8 @@ def check_network_conflicts(config: ContainerConfig, host: HostConfig) -> None:
         raise conflict("hostname and the UTS mode")
     if joined and config.hostname:
         raise conflict("hostname and the network mode")
+    if mode == "host" and config.mac_address:
+        raise conflict("mac-address and the network mode")
     if mode == "host" and host.links:
         raise conflict("host type networking can't be used with links. This would result in undefined behavior")
     if joined:

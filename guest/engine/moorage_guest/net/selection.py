@@ -21,6 +21,9 @@ class Selection:
         for name in filters:
             if name not in allowed:
                 raise InvalidParameter(f"invalid filter '{name}'")
+        for name in ("dangling", "all"):  # faults are told even where there is nothing to choose from
+            if wanted := filters.get(name):
+                _boolean(name, wanted)
         self._filters = filters
 
     def exact(self, name: str, value: str, known: Iterable[str] | None = None) -> bool:
