@@ -526,12 +526,12 @@ class Controller:
             self._docker.close()
             self._docker = None
             self._paths.docker_socket.unlink(missing_ok=True)
+        if self._session is not None:
+            self._session.close()  # first: nobody waits for the connection from then on
+            self._session = None
         if self._forwards is not None:
             self._forwards.close()
             self._forwards = None
-        if self._session is not None:
-            self._session.close()
-            self._session = None
         self._engine = None
         self._ports = []
         self._reconciled = False

@@ -19,6 +19,7 @@ from docker.errors import DockerException
 
 from moorage_host.api import PublishedPort
 from moorage_host.errors import HostError
+from moorage_host.link.datagrams import Datagrams, started
 from moorage_host.link.forwarder import Forwarder, tcp_listener
 from moorage_host.session import Session
 
@@ -64,7 +65,8 @@ class PortForwards:
         self._base = f"unix://{socket}"
         self._session = session
         self._changed = changed
-        self._open: dict[tuple[str, int], Forwarder] = {}
+        self._open: dict[tuple[str, int, str], Callable[[], None]] = {}  # each with what closes it
+        self._datagrams: Datagrams | None = None  # made for the first UDP port
         self._told: list[PublishedPort] = []
         self._closed = threading.Event()
         self._client: docker.APIClient | None = None
@@ -89,24 +91,27 @@ class PortForwards:
     def bring_in_line(self, containers: list[dict[str, Any]]) -> None:
         """Open what is missing, close what is gone, tell what changed."""
         ports = wanted(containers)
-        keep = {(port.address, port.port) for port in ports if port.protocol == "tcp"}
+        keep = {(port.address, port.port, port.protocol) for port in ports}
         for key in [key for key in self._open if key not in keep]:
-            self._open.pop(key).close()
+            self._open.pop(key)()
         told = [PublishedPort(**vars(port), error=self._ensure(port)) for port in ports]
         if told != self._told:
             self._told = told
             self._changed(told)
 
     def _ensure(self, port: Wanted) -> str:
-        if port.protocol != "tcp":
+        if port.protocol not in ("tcp", "udp"):
             return f"{port.protocol} ports are not forwarded to the host; the guest itself serves them"
-        key = (port.address, port.port)
+        key = (port.address, port.port, port.protocol)
         if key in self._open:
             return ""
         inside = (
             "::1" if port.address == "::" else "127.0.0.1" if port.address in ("0.0.0.0", "127.0.0.1") else port.address
         )
         try:
+            if port.protocol == "udp":
+                self._open[key] = self._udp().bind(port.address, port.port, (inside, port.port))
+                return ""
             listener = tcp_listener(port.address, port.port)
         except HostError as error:
             return str(error)
@@ -114,8 +119,13 @@ class PortForwards:
         def opener(host: str = inside, number: int = port.port) -> Any:
             return self._session.link(5).tcp(host, number, ("127.0.0.1", 0))
 
-        self._open[key] = Forwarder(listener, cast("Any", opener), name=f"{port.address}:{port.port}")
+        self._open[key] = Forwarder(listener, cast("Any", opener), name=f"{port.address}:{port.port}").close
         return ""
+
+    def _udp(self) -> Datagrams:
+        if self._datagrams is None:
+            self._datagrams = Datagrams(lambda: started(self._session.link(5).session()))
+        return self._datagrams
 
     def close(self) -> None:
         """Stop following and close every forward. Idempotent."""
@@ -123,6 +133,9 @@ class PortForwards:
         if self._client is not None:
             with contextlib.suppress(OSError, DockerException):
                 self._client.close()
-        for forward in self._open.values():
-            forward.close()
+        if self._datagrams is not None:
+            self._datagrams.close()
+            self._datagrams = None
+        for close in self._open.values():
+            close()
         self._open.clear()

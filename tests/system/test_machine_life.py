@@ -1,7 +1,9 @@
 """The machine through the backend: ready means the engine answered; backends come and go; what it leaves behind."""
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import time
@@ -97,6 +99,41 @@ def test_published_port_answers_on_the_host_and_goes_with_the_container(engine_r
             break
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_published_udp_port_answers_on_the_host_and_goes_with_the_container(engine_ready: Vm) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # busybox serves no UDP: the guest's Python does, in the container's network
+    server = "import socket; s = socket.socket(2, 2); s.bind(('', 53))\nwhile True: d, a = s.recvfrom(9999); s.sendto(b'>' + d, a)"
+    container = engine_ready.docker(
+        "run", "-d", "-p", f"127.0.0.1:{port}:53/udp", BUSYBOX_IMAGE, "sleep", "600"
+    ).strip()
+    try:
+        pid = engine_ready.docker("inspect", "-f", "{{.State.Pid}}", container).strip()
+        inside = f"nsenter -t {pid} -n python3 -I -c {shlex.quote(server)}"
+        engine_ready.run(f"setsid {inside} < /dev/null > /dev/null 2>&1 &")
+        for status in engine_ready.client.watch():
+            if any((one.port, one.protocol, one.error) == (port, "udp", "") for one in status.ports):
+                break
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(1)
+            client.connect(("127.0.0.1", port))
+            answer, deadline = b"", time.monotonic() + 120
+            while not answer and time.monotonic() < deadline:
+                client.send(b"question")
+                with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+                    answer = client.recv(100)
+            assert answer == b">question"
+    finally:
+        engine_ready.docker("rm", "-f", container)
+        engine_ready.run("pkill -f 's.recvfrom[(]9999' ; true")
+    for status in engine_ready.client.watch():
+        if not any(one.port == port for one in status.ports):
+            break
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", port))
 
 
 def test_taken_port_is_listed_with_the_reason(engine_ready: Vm) -> None:
