@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,12 +55,11 @@ def test_killed_backend_is_replaced_by_the_next_call(client: Client, paths: Path
     assert client.status().backend.pid != first
 
 
-def test_backend_without_work_ends_by_itself(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    with backend_client(paths) as client:
-        monkeypatch.setenv("MOORAGE_BACKEND_IDLE", "0.5")
-        pid = client.status().backend.pid
-        wait_ended(pid)
-        assert not running(paths)
+def test_backend_without_work_ends_by_itself(paths: Paths) -> None:
+    with subprocess.Popen([sys.executable, "-m", "moorage_host.backend", "--idle", "3"]) as process:
+        assert process.wait(60) == 0
+    assert not running(paths)
+    assert "ends" in paths.backend_log.read_text()
 
 
 def test_start_without_an_image_says_how_to_build_one(client: Client) -> None:
@@ -156,9 +157,6 @@ def test_backends_log_is_within_reach(client: Client) -> None:
 
 
 def test_second_backend_steps_back(client: Client, paths: Paths) -> None:
-    import subprocess
-    import sys
-
     pid = client.status().backend.pid
     assert subprocess.run([sys.executable, "-m", "moorage_host.backend"], timeout=60).returncode == 0
     assert client.status().backend.pid == pid
