@@ -185,12 +185,20 @@ class Controller:
             self._booted_with = found
             self._boot_began = time.monotonic()
             self._say("waiting for the guest", progress)
+        elif self._state is State.PAUSED:
+            await self._go_on(progress)
         self._wake.set()
         await self._until(lambda: self._state is State.READY or self._state not in RUNNING, READY_DEADLINE, progress)
         if self._state is not State.READY:
             raise self._not_ready()
         self._make_context()
         self._say("", progress)
+
+    async def _go_on(self, progress: Progress) -> None:
+        """Let a paused machine run again; the watching task sees to the rest."""
+        self._say("the machine was paused: letting it go on", progress)
+        await self._machine_for(self._settings).resume(self._settings.name)
+        self._last_look = 0.0
 
     def _not_ready(self) -> HostError:
         if self._state not in RUNNING:
@@ -217,6 +225,8 @@ class Controller:
         if self._state not in RUNNING:
             return
         machine = self._machine_for(self._settings)
+        if self._state is State.PAUSED:
+            await self._go_on(progress)
         self._move(State.STOPPING)
         self._say("stopping the containers and the machine", progress)
         await self._ask_to_power_off(machine, timeout)
@@ -394,7 +404,7 @@ class Controller:
                 self._message = (
                     f"the machine is {reason}; it goes on when the host's disk has space again"
                     if "error" in reason
-                    else f"the machine is {reason}"
+                    else f"the machine is {reason}; `moorage start` lets it go on"
                 )
                 self._tell()
             if "error" in reason:
@@ -456,6 +466,9 @@ class Controller:
             elif not answered and self._state is State.READY and session.connected:
                 self._move(State.BOOTED)
                 self._note("the engine does not answer")
+            if not answered and self._state is State.BOOTED and session.connected and not await session.answers():
+                self._note("the guest does not answer over SSH: trying another connection")
+                await session.renew()
         if now - self._last_clock >= CLOCK_PERIOD and self._engine is not None:
             self._last_clock = now
             await session.set_clock()

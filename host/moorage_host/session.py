@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ENGINE_SOCKET = "/run/moorage/docker.sock"
 PING = b"GET /_ping HTTP/1.1\r\nHost: moorage\r\nConnection: close\r\n\r\n"
 HANDSHAKE = 20.0  # seconds; a tcg guest on a busy host needs two
+SILENCE = 10.0  # seconds after which a connection that says nothing is taken for dead
 AGENT_RETRY = 0.5
 AGENT_PATIENCE = 60.0
 LINK_WAIT = 15.0  # seconds that a client of docker.sock waits for the connection to come back
@@ -62,6 +63,25 @@ class Session:
                 return
             self._link = link
             self._changed.notify_all()
+
+    async def answers(self) -> bool:
+        """Whether the guest answers through the connection, whatever becomes of the engine."""
+        return await self._run(lambda: self.link().answers(SILENCE)) if self.connected else False
+
+    async def renew(self) -> None:
+        """Replace a connection that has gone silent, once another one can be made: a guest that is merely slow, as under a
+        busy host, answers through neither, and keeps the old one with all that goes through it. Raises HostError."""
+        port = await self._port()
+        fresh = await self._run(lambda: Link.connect(("127.0.0.1", port), self._keys, timeout=HANDSHAKE))
+        if await self.answers():
+            fresh.close()
+            return
+        with self._changed:
+            old, self._link = self._link, None if self._closed else fresh
+            self._changed.notify_all()
+        for link in (old, fresh if self._closed else None):
+            if link is not None:
+                link.close()
 
     def link(self, wait: float = 0) -> Link:
         """The connection, waited for up to `wait` seconds; blocks. Raises HostError when there is none."""

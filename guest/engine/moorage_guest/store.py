@@ -68,6 +68,8 @@ class Store:
         os.close(descriptor)
         db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
         try:
+            # Nobody else reads it; and the index of the log lies in memory then, so that a full disk is no obstacle.
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             (verdict,) = db.execute("PRAGMA quick_check").fetchone()
@@ -83,7 +85,8 @@ class Store:
                 "CREATE TABLE IF NOT EXISTS record"
                 " (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID"
             )
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if version != SCHEMA_VERSION:
+                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except BaseException:
             db.close()
             raise

@@ -95,6 +95,15 @@ class Link:
     def alive(self) -> bool:
         return self._transport.is_active()
 
+    def answers(self, timeout: float) -> bool:
+        """Whether the guest's sshd answers through this connection within `timeout` seconds. A broken one stays alive
+        until TCP gives it up, which takes many minutes."""
+        try:
+            self._transport.open_session(timeout=timeout).close()
+        except (paramiko.SSHException, EOFError, OSError):
+            return False
+        return True
+
     def unix_socket(self, path: str, *, timeout: float = 10) -> paramiko.Channel:
         """A stream to a unix socket in the guest; raises HostError when nobody listens there or the link is down."""
         try:

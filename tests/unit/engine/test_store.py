@@ -84,6 +84,7 @@ def test_record_that_is_no_json_is_taken_from_the_copy(path: Path) -> None:
     store = Store(path)
     assert _all(store) == WHOLE
     assert store.get("container", "a") == {"n": 2}
+    store.close()
     with sqlite3.connect(path) as database:
         assert database.execute("SELECT value FROM record WHERE key='a'").fetchone() == ('{"n":2}',)
     database.close()

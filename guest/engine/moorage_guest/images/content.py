@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from moorage_guest.errors import InvalidParameter, NotFound
+
+log = logging.getLogger(__name__)
 
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -309,9 +312,15 @@ class ContentStore:
             self.path(digest).unlink(missing_ok=True)
 
     def write_index(self, manifests: list[dict[str, Any]]) -> None:
-        """Write index.json, by which other tools find the images of the layout."""
+        """Write index.json, by which other tools find the images of the layout.
+
+        A failure is logged: the engine itself does not need it, and it is written again at every change and start.
+        """
         document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
-        write_file(self.root / "index.json", json.dumps(document, indent=1).encode(), sync=False)
+        try:
+            write_file(self.root / "index.json", json.dumps(document, indent=1).encode(), sync=False)
+        except OSError as error:
+            log.warning("%s/index.json cannot be written: %s", self.root, error.strerror)
 
 
 def parse_document(data: bytes) -> Any:
