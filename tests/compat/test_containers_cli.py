@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -41,6 +42,15 @@ def test_run_of_what_cannot_run_says_so(moored: Moored, command: str, code: int)
     assert done.returncode == code
     assert "unable to start container process" in done.stderr
     assert moored.docker("ps", "-aq") == ""
+
+
+def test_what_the_runtime_says_is_in_the_error_and_nowhere_else(moored: Moored) -> None:
+    for _ in range(5):
+        done = moored.docker_run("run", "--name", "refused", "--sysctl", "net.nope=1", "busybox", "true")
+        assert done.returncode in (125, 127) and done.stdout == "" and "/proc/sys/net/nope" in done.stderr
+        assert not re.search(r"^open ", done.stderr, re.MULTILINE), done.stderr
+        assert moored.docker("logs", "refused") == ""
+        moored.docker("rm", "refused")
 
 
 def test_failed_start_leaves_a_container_that_says_why(moored: Moored) -> None:

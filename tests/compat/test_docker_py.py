@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
+from docker.models.containers import Container
 from docker.types import Healthcheck, IPAMConfig, IPAMPool
 from moorage_guest.api.types import ApiModel, ContainerConfig, EndpointSettings, HostConfig
 
@@ -15,6 +16,14 @@ from tests.support.moored import Moored
 def client(moored: Moored) -> Iterator[docker.DockerClient]:
     with moored.client() as found:
         yield found
+
+
+@pytest.fixture
+def box(client: docker.DockerClient) -> Iterator[Container]:
+    """A container that waits for its input."""
+    container = client.containers.run("busybox", "cat", detach=True, stdin_open=True)
+    yield container
+    container.remove(force=True)
 
 
 def test_null_is_as_good_as_a_field_that_is_not_there(moored: Moored, client: docker.DockerClient) -> None:
@@ -38,6 +47,18 @@ def test_null_is_as_good_as_a_field_that_is_not_there(moored: Moored, client: do
     network = client.networks.create("nulls", ipam=IPAMConfig(pool_configs=[IPAMPool(subnet="10.93.0.0/24")]))
     assert network.attrs["IPAM"]["Config"][0]["Gateway"] == "10.93.0.1"
     network.remove()
+
+
+def test_an_exec_is_framed_as_its_start_asks(client: docker.DockerClient, box: Container) -> None:
+    api = client.api
+    command = ["sh", "-c", "echo out; echo err >&2"]
+    framed = api.exec_start(api.exec_create(box.id, command, tty=True)["Id"], demux=True)
+    assert framed == (b"out\r\nerr\r\n", None)
+    raw = api.exec_start(api.exec_create(box.id, command, tty=True)["Id"], tty=True)
+    assert raw == b"out\r\nerr\r\n"
+    assert api.exec_start(api.exec_create(box.id, command)["Id"], demux=True) == (b"out\n", b"err\n")
+    missing = api.exec_start(api.exec_create(box.id, ["no-such-program"], tty=True)["Id"])
+    assert b"no-such-program" in missing and not missing.startswith(b"\x01")
 
 
 def test_the_runtime_of_a_container_has_the_name_that_info_gives_it(client: docker.DockerClient) -> None:

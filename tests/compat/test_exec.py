@@ -35,6 +35,11 @@ def test_exec_of_what_cannot_run(moored: Moored, box: str, command: str, code: i
     assert "OCI runtime exec failed" in done.stdout + done.stderr
 
 
+def test_exec_in_a_folder_that_is_not_there_ends_with_126(moored: Moored, box: str) -> None:
+    done = moored.docker_run("exec", "-w", "/no/such", box, "pwd")
+    assert done.returncode == 126 and "/no/such" in done.stdout + done.stderr
+
+
 def test_exec_has_the_containers_surroundings_and_its_own(moored: Moored, box: str) -> None:
     out = moored.docker(
         "exec", "-u", "1000", "-w", "/tmp", "-e", "MORE=2", box, "sh", "-c", "id -u; pwd; echo $OWN$MORE"

@@ -58,7 +58,7 @@ def routes(volumes: Volumes) -> list[Route]:
         if old and "all" in chosen:
             raise InvalidParameter("invalid filter 'all'")
         removed, freed = await volumes.prune(chosen, all_by_default=old)
-        return json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": freed})
+        return json_response({"VolumesDeleted": removed, "SpaceReclaimed": freed})
 
     return [
         Route("GET", "/volumes", list_),

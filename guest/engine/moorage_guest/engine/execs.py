@@ -212,9 +212,7 @@ async def start(
             )
         )  # fmt: skip
     except OciError as error:
-        from moorage_guest.engine.starting import exit_code_of
-
-        _failed(session, exit_code_of(error))
+        _failed(session, 127 if error.kind == "not_found" else 126)
         raise _worded(config.args[0], error) from error
     except ShimGone as error:
         _failed(session, 128)

@@ -21,16 +21,23 @@ log = logging.getLogger(__name__)
 
 
 class Output:
-    """Output of one run of a container. `open` before the start (or at taking back), `finish` after the end."""
+    """Output of one run of a container. `open` before the start (or at taking back), `finish` after the end.
 
-    def __init__(self, engine: "Containers", container: Container, shim: Shim) -> None:
+    Nothing is read before `begin`. The runtime writes to the container's standard error why a start failed: the shim takes
+    that back, and it would be too late had it been read.
+    """
+
+    def __init__(self, engine: "Containers", container: Container, shim: Shim, target: LogTarget) -> None:
         self._engine = engine
         self._container = container
         self._shim = shim
+        self._target = target
+        self._adding: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()
 
     @classmethod
     async def open(cls, engine: "Containers", container: Container, shim: Shim, *, active: bool = True) -> "Output":
-        """Begin to write the log, feeding attached clients if ``active``."""
+        """Make everything ready to write the log, feeding attached clients if ``active``."""
         pipes, shim_feed = await asyncio.gather(shim.pipes(), shim.feed())
         endpoint = socket.socket(fileno=os.dup(shim_feed.fileno()))
         shim_feed.close()
@@ -43,13 +50,21 @@ class Output:
                 stream.close()
             raise
         feed = Feed(endpoint, engine.exec_root.shim(container.id) / "spill", active=active)
-        await engine.pump.add(
-            LogTarget(container.id, streams, pipes.journal, sink, Notifier(asyncio.get_running_loop()), feed)
-        )
-        return cls(engine, container, shim)
+        notifier = Notifier(asyncio.get_running_loop())
+        return cls(engine, container, shim, LogTarget(container.id, streams, pipes.journal, sink, notifier, feed))
+
+    async def begin(self) -> None:
+        """Begin to read, to write the log and to feed clients; idempotent."""
+        if self._adding is None:
+            self._adding = asyncio.ensure_future(self._engine.pump.add(self._target))
+        await asyncio.shield(self._adding)
+        self._begun.set()
 
     async def attached(self, count: int) -> None:
         """Feed or stop feeding, now that the shim serves this many clients."""
+        if self._adding is None and self._target.feed is not None:
+            self._target.feed.active = count > 0
+            return
         if count:
             await self._engine.pump.attach(self._container.id)
         else:
@@ -57,11 +72,13 @@ class Output:
 
     async def offsets(self) -> Mapping[int, int]:
         """Feed from now on and return where each stream stands: a client attached from there on misses nothing."""
+        await self._begun.wait()
         return await self._engine.pump.attach(self._container.id)
 
     async def finish(self) -> None:
         """Write what is left, tell the shim that this is all, and let go of the log."""
         engine, container_id = self._engine, self._container.id
+        await self.begin()
         try:
             await engine.pump.drained(container_id)
             offsets = await engine.pump.offsets(container_id)
@@ -79,4 +96,5 @@ class Output:
 
     async def leave(self) -> None:
         """Let go of the log of a container that goes on without this daemon."""
+        await self.begin()
         await self._engine.pump.remove(self._container.id)

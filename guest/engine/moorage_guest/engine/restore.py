@@ -265,7 +265,9 @@ async def _take_back(engine: Containers, found: _Found, sessions: set[str]) -> N
     if container.id in sessions:
         execs.restore(engine, container, status)
     try:
-        running.output = await Output.open(engine, container, shim, active=status.attached > 0)
+        output = await Output.open(engine, container, shim, active=status.attached > 0)
+        await output.begin()
+        running.output = output
     except Exception:
         log.exception("the log of container %s cannot be written", container.id)
     if found.end is not None:

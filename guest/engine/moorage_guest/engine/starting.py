@@ -120,10 +120,13 @@ async def _start(engine: Containers, container: Container) -> None:
     await asyncio.gather(output_task, spec_task, return_exceptions=True)
     if output_task.exception() is None:
         running.output = output_task.result()
-    output_task.result()
+    output = output_task.result()
     spec_task.result()
     await attach.settle(running)
-    started = await running.shim.run(bundle)
+    try:
+        started = await running.shim.run(bundle)
+    finally:
+        await output.begin()
     container.move(
         Status.RUNNING, pid=started.pid, started_ns=started.started_ns, exit_code=0, error="", oom_killed=False
     )
