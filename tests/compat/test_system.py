@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from tests.support.images import busybox_archive
 from tests.support.moored import DEADLINE, Moored, Sandbox, running_moored, wait_for
 from tests.support.openapi import Api, UnixConnection
 
@@ -295,3 +296,14 @@ def test_the_engines_id_and_overridden_proxies_are_where_people_look() -> None:
         file.write_text("this-one\n")
         assert moored.start().api.get("/info").json["ID"] == "this-one"
         assert moored.stop() == 0
+
+
+def test_with_live_restore_off_nothing_is_shown_running_that_a_killed_daemon_left() -> None:
+    with running_moored("--live-restore=false") as daemon:
+        daemon.docker("load", "-i", str(busybox_archive()))
+        for number in range(3):
+            daemon.docker("run", "-d", "--name", f"left{number}", "busybox", "sleep", "1000")
+        daemon.kill()
+        daemon.start()
+        for number in range(3):
+            assert daemon.api.get(f"/containers/left{number}/json").json["State"]["Status"] == "exited"

@@ -55,19 +55,19 @@ def routes(engine: Containers) -> list[Route]:
         *container_streams.routes(engine),
         *archive.routes(engine),
     ]
-    return [route if route.path in _AT_ONCE else after_restore(engine, route) for route in own]
+    return [after_restore(engine, route, wait_always=route.path not in _AT_ONCE) for route in own]
 
 
-#: What is answered while containers are still being taken back.
+#: What is answered while containers are still being taken back; with live restore off they are about to be stopped.
 _AT_ONCE = ("/containers/json", "/containers/{id:.+}/json", "/containers/{id}/wait")
 
 
-def after_restore(engine: Containers, route: Route) -> Route:
-    """Return the route with a handler that waits until all containers are taken back."""
+def after_restore(engine: Containers, route: Route, *, wait_always: bool = True) -> Route:
+    """Return the route with a handler that waits until all containers are taken back, if only with live restore off."""
     handler = route.handler
 
     async def wait_first(request: ApiRequest) -> web.StreamResponse:
-        if not engine.restored.is_set():
+        if not engine.restored.is_set() and (wait_always or not engine.settings.live_restore):
             await engine.restored.wait()
         return await handler(request)
 
