@@ -308,8 +308,10 @@ def test_networks_that_cannot_be_joined_say_why(moored: Moored) -> None:
         refused = moored.docker_run("run", *arguments, "busybox", "true")
         assert refused.returncode == 125 and text in refused.stderr
     moored.docker("rm", "me")
-    reply = create(moored, {"NetworkMode": "host"}, MacAddress="92:d0:c6:0a:29:33")
+    own = {"MacAddress": "92:d0:c6:0a:29:33"}
+    reply = create(moored, {"NetworkMode": "host"}, version="1.43", **own)
     assert (reply.status, reply.message) == (400, "conflicting options: mac-address and the network mode")
+    assert "MacAddress" not in inspect(moored, made(create(moored, {"NetworkMode": "host"}, **own)))["Config"]
 
 
 def test_a_filters_fault_is_told_even_when_there_is_nothing_to_choose_from(moored: Moored) -> None:

@@ -70,7 +70,10 @@ def _mac_address(
 ) -> list[str]:
     """Settle which endpoint has the address that was given for the whole container."""
     endpoints = networking.endpoints_config
+    plain = host.network_mode not in ("host", "none") and not host.network_mode.startswith("container:")
     if version < (1, 44):
+        if config.mac_address and not plain:
+            raise InvalidParameter("conflicting options: mac-address and the network mode")
         if not config.mac_address:
             for settings in endpoints.values():
                 if settings is not None:
@@ -83,8 +86,9 @@ def _mac_address(
         return []
     if not config.mac_address:
         return []
-    plain = host.network_mode not in ("host", "none") and not host.network_mode.startswith("container:")
-    if plain and endpoints and host.network_mode not in endpoints:
+    if not plain:
+        config.mac_address = ""
+    elif endpoints and host.network_mode not in endpoints:
         raise InvalidParameter(
             "if a container-wide MAC address is supplied, HostConfig.NetworkMode must match the identity of a network in "
             "NetworkSettings.Networks"

@@ -270,8 +270,6 @@ def check_network_conflicts(config: ContainerConfig, host: HostConfig) -> None:
         raise conflict("hostname and the UTS mode")
     if joined and config.hostname:
         raise conflict("hostname and the network mode")
-    if mode == "host" and config.mac_address:
-        raise conflict("mac-address and the network mode")
     if mode == "host" and host.links:
         raise conflict("host type networking can't be used with links. This would result in undefined behavior")
     if joined:
