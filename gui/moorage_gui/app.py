@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from PySide6.QtCore import QEvent, QTimer
 from PySide6.QtWidgets import QApplication
 
+from moorage_gui import desktop
 from moorage_gui.bridge import Backend, Bridge, Engine
 from moorage_gui.control import HostBackend
 from moorage_gui.engine import DockerEngine
@@ -109,10 +111,29 @@ def display_missing(environ: Mapping[str, str], platform: str) -> bool:
     )
 
 
+def enter_desktop(choice: str) -> int:
+    """The option --desktop: 0 when done, 1 with the reason when not."""
+    if sys.platform != "linux":
+        sys.stderr.write("moorage-gui: --desktop is for Linux desktops; use your system's own settings\n")
+        return 1
+    try:
+        said = desktop.enter(choice, Path(sys.argv[0]).absolute(), os.environ)
+    except OSError as error:
+        sys.stderr.write(f"moorage-gui: {error.filename} cannot be written: {error.strerror}; is the folder yours?\n")
+        return 1
+    sys.stdout.write(said + "\n")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="moorage-gui", description="Tray icon and settings window of Moorage.")
     made.add_argument("--page", choices=PAGES, help="open the window on this page at once")
+    made.add_argument(
+        "--desktop",
+        choices=desktop.CHOICES,
+        help="enter the program into the desktop's menu, start its tray icon with the session too, or take both back; then end",
+    )
     made.add_argument("--debug", action="store_true", help="log to standard error")
     return made
 
@@ -121,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `moorage-gui`."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING)
+    if options.desktop is not None:
+        return enter_desktop(options.desktop)
     if display_missing(os.environ, sys.platform):
         sys.stderr.write(
             "moorage-gui: there is no display; start it in a desktop session, or use the moorage command\n"

@@ -32,8 +32,9 @@ app = typer.Typer(
     help="Linux containers in a small virtual machine that keep running whatever happens to their daemon.",
 )
 
-for verb in (start, stop, restart, kill, status, delete, logs, console, pipes, settings, gui):
+for verb in (start, stop, restart, kill, status, delete, logs, console, pipes, settings):
     app.command()(verb)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(gui)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(ssh)
 app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},

@@ -180,3 +180,8 @@ def test_damaged_image_is_named(paths: Paths, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     result = moorage("image", "verify", str(tmp_path))
     assert (result.returncode, "cannot be read" in result.stderr) == (1, True)
+
+
+def test_shell_completes_verbs(paths: Paths) -> None:
+    asked = {"_MOORAGE_COMPLETE": "complete_bash", "COMP_WORDS": "moorage sta", "COMP_CWORD": "1"}
+    assert moorage(environment=asked).stdout.split() == ["start", "status"]
