@@ -83,11 +83,12 @@ def _cpu(root: ET.Element, domain: Domain) -> None:
 def _devices(root: ET.Element, domain: Domain) -> None:
     devices = ET.SubElement(root, "devices")
     _text(devices, "emulator", str(domain.emulator))
-    _disk(devices, domain.root, "raw", "vda", readonly=True)
-    _disk(devices, domain.disk, "qcow2", "vdb", readonly=False)
+    _at(_disk(devices, domain.root, "raw", "vda", readonly=True), 2)
+    _at(_disk(devices, domain.disk, "qcow2", "vdb", readonly=False), 3)
     ET.SubElement(devices, "controller", type="usb", model="none")
     interface = ET.SubElement(devices, "interface", type="user")
     ET.SubElement(interface, "model", type="virtio")
+    _at(interface, 4)
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=str(domain.console_log), append="off")
     ET.SubElement(serial, "target", port="0")
@@ -96,13 +97,20 @@ def _devices(root: ET.Element, domain: Domain) -> None:
     ET.SubElement(console, "target", type="serial", port="0")
     balloon = ET.SubElement(devices, "memballoon", model="virtio", freePageReporting="on")
     ET.SubElement(balloon, "stats", period="10")
+    _at(balloon, 5)
     rng = ET.SubElement(devices, "rng", model="virtio")
     _text(rng, "backend", "/dev/urandom", model="random")
+    _at(rng, 6)
     if domain.arch == "amd64":
         ET.SubElement(devices, "audio", id="1", type="none")
 
 
-def _disk(devices: ET.Element, path: Path, kind: str, target: str, *, readonly: bool) -> None:
+def _at(device: ET.Element, slot: int) -> None:
+    """Put a device on the root bus: behind a port of its own, as libvirt would have it, the kernel takes longer to find it."""
+    ET.SubElement(device, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
+
+
+def _disk(devices: ET.Element, path: Path, kind: str, target: str, *, readonly: bool) -> ET.Element:
     disk = ET.SubElement(devices, "disk", type="file", device="disk")
     if readonly:
         ET.SubElement(disk, "driver", name="qemu", type=kind)
@@ -112,6 +120,7 @@ def _disk(devices: ET.Element, path: Path, kind: str, target: str, *, readonly: 
     ET.SubElement(disk, "target", dev=target, bus="virtio")
     if readonly:
         ET.SubElement(disk, "readonly")
+    return disk
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
