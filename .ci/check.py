@@ -80,6 +80,9 @@ def main(arguments: list[str]) -> int:
     os.chdir(TOP)
     if arguments[:1] == ["bench"]:
         return subprocess.run([PYTHON, "-m", "tests.bench.registry", *arguments[1:]]).returncode
+    if arguments[:1] == ["soak"]:
+        environment = clients_environment(dict(os.environ))
+        return subprocess.run([PYTHON, "-m", "tests.soak", *arguments[1:]], env=environment).returncode
     chosen = choose(arguments)
     if chosen is None:
         return 2
