@@ -112,3 +112,10 @@ def test_an_archive_may_end_without_the_padding_of_its_last_file() -> None:
     assert [each.name for each in read(header(entry) + b"12345")] == ["f"]
     with pytest.raises(TarError, match="unexpected EOF"):
         read(header(entry) + b"1234")
+
+
+def test_an_archive_cut_short_in_its_last_block_is_damaged() -> None:
+    whole = header(Entry("f", REGULAR, 0, 0o644, 0, 0, 0, "", 0, 0, 0)) + bytes(1024)
+    assert len(read(whole)) == len(read(whole[:-512])) == 1
+    with pytest.raises(TarError, match="unexpected EOF"):
+        read(whole[:-1])

@@ -118,7 +118,7 @@ def read_entries(read: Reader, skip: Skipper, *, start: int = 0) -> Iterator[Ent
         head = read(BLOCK)
         position += len(head)
         if not head or head == END:
-            if pending or long_name or long_link:
+            if pending or long_name or long_link or (head and 0 < len(read(BLOCK)) < BLOCK):
                 raise TarError("unexpected EOF")
             return
         if len(head) < BLOCK:
