@@ -137,13 +137,17 @@ class Dockerd:
                 process.wait(DEADLINE)
 
     def docker(self, *argv: str, timeout: float = DEADLINE) -> str:
-        """Run the docker CLI against the peer."""
-        config = self.base / "docker-config"
-        config.mkdir(exist_ok=True)
-        done = subprocess.run(
-            ["docker", *argv], capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL,
-            env={**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "DOCKER_CONFIG": str(config), "DOCKER_BUILDKIT": "0"},
-        )  # fmt: skip
+        """Run the docker CLI against the peer and return its standard output without the last newline."""
+        done = self.docker_run(*argv, timeout=timeout)
         if done.returncode != 0:
             raise AssertionError(f"docker {' '.join(argv)} ended with {done.returncode}: {done.stderr}")
         return done.stdout.removesuffix("\n")
+
+    def docker_run(self, *argv: str, timeout: float = DEADLINE) -> "subprocess.CompletedProcess[str]":
+        """Run the docker CLI against the peer and return status, output and errors."""
+        config = self.base / "docker-config"
+        config.mkdir(exist_ok=True)
+        return subprocess.run(
+            ["docker", *argv], capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL,
+            env={**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "DOCKER_CONFIG": str(config), "DOCKER_BUILDKIT": "0"},
+        )  # fmt: skip

@@ -329,12 +329,7 @@ def wanted_mounts(
             raise InvalidParameter(f"Duplicate mount point: {tmpfs.destination}")
         found[tmpfs.destination] = tmpfs
     for destination in config.volumes:
-        if not destination.startswith("/"):
-            raise InvalidParameter(
-                f"invalid volume specification: '{destination}': invalid mount config for type \"volume\": "
-                f"invalid mount path: '{destination}' mount path must be absolute"
-            )
-        cleaned = _clean(destination, destination)
+        cleaned = _clean(f"/{destination.lstrip('/')}", destination)  # images may say VOLUME data
         if cleaned not in found:
             found[cleaned] = MountRecord("volume", cleaned, driver="local", anonymous=True)
     for mount in found.values():

@@ -85,10 +85,9 @@ class SourceTree:
                     yield path
 
     def _source(self, root: int, path: str, shown: str, command: str, archives: bool) -> Source:
-        missing = InvalidParameter(
-            f"{command} failed: file not found in {self.origin} or excluded by .dockerignore: stat {shown}: "
-            "file does not exist"
-        )
+        where = "" if self.with_owners else f"file not found in {self.origin} or excluded by .dockerignore: "
+        name = shown.lstrip("/") if self.with_owners else shown
+        missing = InvalidParameter(f"{command} failed: {where}stat {name}: file does not exist")
         try:
             with opened(root, path or ".", os.O_PATH) as descriptor:
                 status = os.fstat(descriptor)
