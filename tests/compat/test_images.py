@@ -224,3 +224,8 @@ def test_until_leaves_out_what_was_made_at_that_moment_and_archives_keep_the_ima
 def test_a_name_that_reads_as_a_digest_is_no_tag(moored: Moored) -> None:
     reply = moored.api.call("POST", "/images/busybox/tag", query={"repo": "sha256", "tag": "some"}, check=False)
     assert reply.status == 400 and "ambiguous tag using digest algorithm as name" in reply.message
+
+
+def test_an_import_from_nowhere_says_what_could_not_be_looked_up(moored: Moored) -> None:
+    refused = moored.docker_run("import", "https://nosuchdomain.invalid/bad")
+    assert 'Get "https://nosuchdomain.invalid/bad": dial tcp: lookup nosuchdomain.invalid: no such host' in refused.stderr

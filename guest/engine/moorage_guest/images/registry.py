@@ -10,7 +10,6 @@ import hashlib
 import ipaddress
 import json
 import logging
-import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from moorage_contract.version import ENGINE_VERSION
 from moorage_guest.errors import EngineError, InvalidParameter, NotFound, Unauthorized, Unavailable
 from moorage_guest.images import content as media
 from moorage_guest.images import names
+from moorage_guest.images.remote import why_not
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class Registry:
                     raise
                 continue
             except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
-                failures.append(RegistryError(f'Get "{url}": {_reason(error)}'))
+                failures.append(RegistryError(f'Get "{url}": {why_not(error)}'))
                 continue
             except EngineError as error:
                 failures.append(error)
@@ -316,7 +316,7 @@ class Registry:
             async with self._http.get(realm, params=values, headers=headers, ssl=tls) as response:
                 return await self._read_token(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RegistryError(f'Get "{realm}": {_reason(error)}') from None
+            raise RegistryError(f'Get "{realm}": {why_not(error)}') from None
 
     async def _read_token(self, response: aiohttp.ClientResponse) -> str:
         if response.status in (401, 403):
@@ -364,7 +364,7 @@ class Registry:
                     yield response
                     return
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise RegistryError(f'{method.title()} "{url}": {_reason(error)}') from error
+                raise RegistryError(f'{method.title()} "{url}": {why_not(error)}') from error
 
     async def _error(self, method: str, response: aiohttp.ClientResponse) -> EngineError:
         text = ""
@@ -431,26 +431,12 @@ class Registry:
                 if response.status == 401:
                     raise Unauthorized(f'Get "{url}": unauthorized: incorrect username or password')
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise RegistryError(f'Get "{url}": {_reason(error)}') from None
+            raise RegistryError(f'Get "{url}": {why_not(error)}') from None
 
 
 def _basic(own: Credentials) -> dict[str, str]:
     token = base64.b64encode(f"{own.username}:{own.password}".encode()).decode()
     return {"Authorization": f"Basic {token}"}
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"tls: failed to verify certificate: {error.certificate_error}"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return f"dial tcp: lookup {error.host}: no such host"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        why = os.strerror(number).lower() if number else str(error.os_error)
-        return f"dial tcp {error.host}:{error.port}: connect: {why}"
-    if isinstance(error, TimeoutError):
-        return "net/http: request canceled (the registry did not answer in time)"
-    return str(error) or type(error).__name__
 
 
 async def login(settings: RegistrySettings, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Fetches a file that a client named by address: a root file system to import, a build's context or ADD source."""
 
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ async def fetched(address: str) -> AsyncIterator[aiohttp.ClientResponse]:
                 raise InvalidParameter(f"failed to GET {address} with status {response.status} {response.reason}")
             yield response
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise InvalidParameter(f'Get "{address}": {error or "no answer in time"}') from None
+        raise InvalidParameter(f'Get "{address}": {why_not(error)}') from None
 
 
 @asynccontextmanager
@@ -44,3 +45,18 @@ def modified(response: aiohttp.ClientResponse) -> float:
         return parsedate_to_datetime(response.headers.get("Last-Modified", "")).timestamp()
     except (TypeError, ValueError):
         return 0.0
+
+
+def why_not(error: BaseException) -> str:
+    """Say why a server could not be asked, in the words that people know from dockerd."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"tls: failed to verify certificate: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"dial tcp: lookup {error.host}: no such host"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        why = os.strerror(number).lower() if number else str(error.os_error)
+        return f"dial tcp {error.host}:{error.port}: connect: {why}"
+    if isinstance(error, TimeoutError):
+        return "net/http: request canceled (the server did not answer in time)"
+    return str(error) or type(error).__name__
