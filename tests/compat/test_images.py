@@ -228,4 +228,6 @@ def test_a_name_that_reads_as_a_digest_is_no_tag(moored: Moored) -> None:
 
 def test_an_import_from_nowhere_says_what_could_not_be_looked_up(moored: Moored) -> None:
     refused = moored.docker_run("import", "https://nosuchdomain.invalid/bad")
-    assert 'Get "https://nosuchdomain.invalid/bad": dial tcp: lookup nosuchdomain.invalid: no such host' in refused.stderr
+    assert (
+        'Get "https://nosuchdomain.invalid/bad": dial tcp: lookup nosuchdomain.invalid: no such host' in refused.stderr
+    )
