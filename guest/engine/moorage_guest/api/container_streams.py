@@ -103,7 +103,7 @@ class Streams:
         """Run a producer of an answer whose headers are out, outliving the daemon if there is a supervisor."""
         transport = request.transport
         resume = {**resume, "chunked": not request.version_http10}
-        if self._engine.agent.supervised and transport is not None and transport.get_extra_info("sslcontext") is None:
+        if self._engine.agent.supervised and transport is not None:
             lasting = await self._engine.agent.open_lasting(transport.get_extra_info("socket"), resume)
             if lasting is not None:
                 with contextlib.suppress(ClientGone):

@@ -326,7 +326,7 @@ async def send_parts(request: ApiRequest, response: web.StreamResponse, parts: I
         with part.path.open("rb") as file:
             transport = request.transport
             direct = not request.version_http10 and part.size > 65536 and transport is not None
-            if direct and transport is not None and transport.get_extra_info("sslcontext") is None:
+            if direct and transport is not None:
                 transport.write(b"%x\r\n" % part.size)
                 await loop.sendfile(transport, file, 0, part.size, fallback=True)
                 transport.write(b"\r\n")

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
 
+from moorage_guest.api.tlsfront import TlsFront
 from moorage_guest.errors import EngineError, InvalidParameter
 
 log = logging.getLogger(__name__)
@@ -177,19 +179,30 @@ class ApiServer:
         )
         self._runner = web.ServerRunner(self._server, handle_signals=False, shutdown_timeout=0.5)
         self._started = False
+        self._fronts: list[TlsFront] = []
 
-    async def serve(self, listener: socket.socket, *, tls: Any = None) -> None:
+    async def serve(self, listener: socket.socket, *, tls: ssl.SSLContext | None = None) -> None:
         """Accept connections on a bound, listening socket until `close`."""
         if not self._started:
             await self._runner.setup()
             self._started = True
         listener.setblocking(False)
-        await web.SockSite(self._runner, listener, ssl_context=tls, backlog=4096).start()
+        if tls is None:
+            await web.SockSite(self._runner, listener, backlog=4096).start()
+            return
+        front = TlsFront(listener, tls, self._adopt)
+        self._fronts.append(front)
+        front.start()
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(self._server, connection)
 
     async def close(self) -> None:
         """Stop accepting and end open connections within half a second."""
         if self._started:
             await self._runner.cleanup()
+            for front in self._fronts:
+                await front.close()
             self._started = False
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -483,8 +496,7 @@ class _Detached(web.StreamResponse):
 def detach(request: ApiRequest) -> Hijacked:
     """Take the connection away from HTTP without writing anything to it.
 
-    The caller owns the returned socket (non-blocking). A TLS connection has no socket that could be given
-    away: a bridge is put before it.
+    The caller owns the returned socket (non-blocking).
     """
     transport = request.transport
     if transport is None:
@@ -494,14 +506,6 @@ def detach(request: ApiRequest) -> Hijacked:
     assert isinstance(protocol, _Protocol)
     prefix = protocol.take_tail(request.content_length or 0)
     raw: Any = transport.get_extra_info("socket")
-    if transport.get_extra_info("sslcontext") is not None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        bridge = _TlsBridge(transport, protocol, theirs)
-        protocol.data_received = bridge.feed  # type: ignore[method-assign]
-        protocol.eof_received = bridge.feed_eof  # type: ignore[method-assign,assignment]
-        bridge.start()
-        return Hijacked(ours, prefix, _Detached())
     duplicate = socket.socket(fileno=socket.dup(raw.fileno()))
     duplicate.setblocking(False)
     transport.abort()
@@ -528,53 +532,3 @@ async def hijack(request: ApiRequest, content_type: str = "application/vnd.docke
         hijacked.socket.close()
         raise
     return hijacked
-
-
-class _TlsBridge:
-    """Copies between a TLS transport and one end of a socket pair until both directions have ended."""
-
-    def __init__(self, transport: asyncio.BaseTransport, protocol: RequestHandler, inner: socket.socket) -> None:
-        self._transport: Any = transport
-        self._protocol = protocol
-        self._inner = inner
-        self._inner.setblocking(False)
-        self._incoming: asyncio.Queue[bytes] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        for copy in (self._inward(), self._outward()):
-            task = loop.create_task(copy)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self._transport.resume_reading()
-
-    def feed(self, data: bytes) -> None:
-        self._incoming.put_nowait(data)
-        if self._incoming.qsize() > 64:
-            self._transport.pause_reading()
-
-    def feed_eof(self) -> bool:
-        self._incoming.put_nowait(b"")
-        return True
-
-    async def _inward(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while data := await self._incoming.get():
-                await loop.sock_sendall(self._inner, data)
-                if self._incoming.qsize() <= 64 and not self._transport.is_closing():
-                    self._transport.resume_reading()
-            self._inner.shutdown(socket.SHUT_WR)
-        except OSError:
-            self._transport.abort()
-
-    async def _outward(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while data := await loop.sock_recv(self._inner, 65536):
-                self._transport.write(data)
-                await self._protocol._drain_helper()
-        except OSError:
-            log.debug("hijacked connection ended early", exc_info=True)
-        self._transport.close()

@@ -164,8 +164,7 @@ class _Handlers:
             backlog = self._service.events.history(since or 0, until) if past else []
             response = await stream_response(request)
             agent, transport = self._service.agent, request.transport
-            plain = transport is not None and transport.get_extra_info("sslcontext") is None
-            if agent is not None and agent.supervised and transport is not None and plain and resume["chunked"]:
+            if agent is not None and agent.supervised and transport is not None and resume["chunked"]:
                 resume["last"] = self._service.events.last_ns if since is None else 0
                 lasting = await agent.open_lasting(transport.get_extra_info("socket"), resume)
                 if lasting is not None:
