@@ -163,7 +163,7 @@ class _Download:
             batch: list[bytes] = []
             gathered = 0
             try:
-                async for piece in response.content.iter_any():
+                async for piece, _ends in response.content.iter_chunks():  # as they came: `iter_any` would copy them
                     if skip:
                         piece, skip = piece[skip:], max(skip - len(piece), 0)
                         if not piece:
