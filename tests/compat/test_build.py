@@ -283,3 +283,8 @@ def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_of_it(fresh_moo
     assert list((moored.data_root / "tmp" / "images").iterdir()) == []
     moored.docker("builder", "prune", "-f")
     assert moored.api.get("/system/df").json["LayersSize"] == before
+
+
+def test_an_empty_command_runs_what_the_image_runs(moored: Moored) -> None:
+    moored.docker("build", "-q", "-t", "nothing-run", "-", input="FROM busybox\nRUN []\n")
+    moored.docker("rmi", "nothing-run")

@@ -138,3 +138,8 @@ def test_dockerignore_knows_exceptions_and_any_depth() -> None:
     kept = ["keep.log", "d/one.log", "docs/readme.md", "a/b/d", "sub/top", "xz"]
     assert [path for path in left_out if not ignore(path)] == []
     assert [path for path in kept if ignore(path)] == []
+
+
+def test_an_escaped_dollar_opens_no_braces() -> None:
+    assert Expansion({}).one("${no:-\\${abc}:}") == "${abc:}"
+    assert Expansion({"in": "x"}).one("${no:-${in}y}") == "xy"

@@ -46,7 +46,8 @@ class ContainerSteps:
         config = ContainerConfig.model_validate({key: value for key, value in fields.items() if value is not None})
         config.image = step.image_id
         config.cmd = list(step.command)
-        config.entrypoint = [""]
+        # Without a command there is nothing to run but what the image runs, as in dockerd.
+        config.entrypoint = [""] if step.command else None
         host = HostConfig.model_validate({**step.host, "LogConfig": {"Type": "none", "Config": {}}})
         made = await create.create(self._engine, create.CreateRequest("", config, host, NetworkingConfig()))
         container = made.container

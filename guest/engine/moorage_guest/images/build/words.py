@@ -152,8 +152,9 @@ class Expansion:
                 depth -= 1
                 if not depth:
                     return word[start:position], position + 1
-            elif char == "{" and word[position - 1] == "$":
+            elif word.startswith("${", position):
                 depth += 1
+                position += 1
             position += 1
         raise InvalidParameter("syntax error: missing '}'")
 
