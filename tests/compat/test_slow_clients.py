@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.support.fuzzing import tar_bytes
 from tests.support.images import busybox_archive
 from tests.support.leaks import Holdings, holdings, leaked
 from tests.support.moored import DEADLINE, Moored, running_moored, wait_for
@@ -129,14 +130,39 @@ def test_clients_that_vanish_leave_nothing(engine: Moored) -> None:
     engine.docker("rm", "-f", "talks")
 
 
-def given_back(engine: Moored, before: Holdings) -> None:
-    """Wait until nothing is held that was not before; exec sessions of a container are kept while it lives, as with dockerd."""
+def test_builds_given_up_at_any_moment_leave_nothing(engine: Moored) -> None:
+    context = tar_bytes({"Dockerfile": b"FROM busybox\nRUN true\nRUN echo a > /a\n"})
+    target = "/v1.51/build?nocache=1&rm=1&forcerm=1"
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/x-tar\r\nContent-Length: {len(context)}\r\n\r\n"
+
+    def build(seconds: float) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(seconds)
+            client.connect(str(engine.socket))
+            client.sendall(head.encode() + context)
+            with contextlib.suppress(TimeoutError):
+                while client.recv(65536):
+                    pass
+
+    build(DEADLINE)
+    before = holdings(engine)
+    for step in range(20):
+        build(0.01 + step * 0.02)
+    given_back(engine, before, ("data/image", "data/layers", "data/moorage"))
+
+
+def given_back(engine: Moored, before: Holdings, kept: tuple[str, ...] = ()) -> None:
+    """Wait until nothing is held that was not before; exec sessions of a container are kept while it lives, as with dockerd.
+
+    ``kept`` are beginnings of the names of files that are meant to stay.
+    """
+    kept = (*kept, "run/exec/")
     left: dict[str, object] = {}
 
     def nothing_left() -> bool:
         left.clear()
         for kind, what in leaked(before, holdings(engine)).items():
-            names = [name for name in what if not name.startswith("run/exec/")] if isinstance(what, list) else what
+            names = [name for name in what if not name.startswith(kept)] if isinstance(what, list) else what
             if names:
                 left[kind] = names
         return not left

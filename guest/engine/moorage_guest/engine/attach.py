@@ -9,6 +9,7 @@ from socket import socket
 
 from moorage_guest.engine import starting
 from moorage_guest.engine.containers import Containers, Running
+from moorage_guest.engine.names import not_found
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.shims import ShimGone
 from moorage_guest.engine.states import Status
@@ -62,6 +63,9 @@ async def reserve(engine: Containers, container: Container) -> Running:
     check_attachable(container)
     if not container.status.alive:
         async with container.lock:
+            check_attachable(container)  # it may have been removed before its turn came
+            if engine.get(container.id) is None:
+                raise not_found(container.id)
             if not container.status.alive:
                 return await starting.prepared_shim(engine, container)
     running = engine.running.get(container.id)

@@ -19,7 +19,7 @@ from moorage_guest.engine.mounts import below, bind_source, oci_mounts
 from moorage_guest.engine.names import not_found
 from moorage_guest.engine.output import Output
 from moorage_guest.engine.record import Container, MountRecord
-from moorage_guest.engine.shims import OciError, ShimGone, ShimRequest
+from moorage_guest.engine.shims import OciError, ShimError, ShimGone, ShimRequest
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemError_
 from moorage_guest.images.archive import make_folders
@@ -74,7 +74,14 @@ async def prepared_shim(engine: Containers, container: Container) -> Running:
         spill_bytes=engine.settings.log_spill_size, spill_folder=engine.data_root.container(container.id),
     )  # fmt: skip
     engine.differences.pop(container.id, None)
-    running = Running(await engine.agent.spawn_shim(request))
+    spawning = asyncio.ensure_future(engine.agent.spawn_shim(request))
+    try:
+        running = Running(await asyncio.shield(spawning))
+    except asyncio.CancelledError:
+        # The agent has been told and forks it all the same: nobody else would end it.
+        with contextlib.suppress(ShimError):
+            await (await spawning).shutdown(force=True)
+        raise
     engine.running[container.id] = running
     watch(engine, container, running)
     return running

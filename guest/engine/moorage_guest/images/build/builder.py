@@ -78,7 +78,8 @@ class Context:
 @asynccontextmanager
 async def new_context(images: Images) -> AsyncIterator[Context]:
     """Make the folder of a context, and remove it at the end."""
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=images.content.tmp, prefix="context-"))
+    # Not in a thread: a build given up while that is at it would not know what to remove.
+    folder = Path(tempfile.mkdtemp(dir=images.content.tmp, prefix="context-"))
     try:
         yield Context(folder)
     finally:
