@@ -143,3 +143,13 @@ def test_dockerignore_knows_exceptions_and_any_depth() -> None:
 def test_an_escaped_dollar_opens_no_braces() -> None:
     assert Expansion({}).one("${no:-\\${abc}:}") == "${abc:}"
     assert Expansion({"in": "x"}).one("${no:-${in}y}") == "xy"
+
+
+def test_what_an_image_triggers_is_only_looked_at_when_it_is_triggered() -> None:
+    made = apply_changes({}, ["ONBUILD /usr/local/bin/python-build --dir /app/src"])
+    assert made["OnBuild"] == ["/usr/local/bin/python-build --dir /app/src"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_pattern() -> None:
+    ignored = Ignore(["\ufeffnode_modules", "!kept"])
+    assert ignored("node_modules") and not ignored("kept")

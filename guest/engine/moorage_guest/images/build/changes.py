@@ -181,11 +181,11 @@ def _stop_signal(instruction: Instruction, config: Config, expansion: Expansion)
 
 
 def _onbuild(instruction: Instruction, config: Config, expansion: Expansion) -> None:
-    inner = parse_line(instruction.text, instruction.line, instruction.escape)
-    if inner.name == "ONBUILD":
+    name = instruction.text.split(maxsplit=1)[0].upper()  # what else is wrong is found when it is triggered
+    if name == "ONBUILD":
         raise instruction.fault("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
-    if inner.name in ("FROM", "MAINTAINER"):
-        raise instruction.fault(f"{inner.name} isn't allowed as an ONBUILD trigger")
+    if name in ("FROM", "MAINTAINER"):
+        raise instruction.fault(f"{name} isn't allowed as an ONBUILD trigger")
     config["OnBuild"] = [*(config.get("OnBuild") or []), instruction.text]
 
 

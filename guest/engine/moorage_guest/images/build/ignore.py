@@ -18,7 +18,7 @@ class Ignore:
     def __init__(self, patterns: Iterable[str]) -> None:
         self._patterns: list[_Pattern] = []
         for line in patterns:
-            text = line.strip()
+            text = line.removeprefix("\ufeff").strip()  # some editors begin a file with a byte order mark
             if not text or text.startswith("#"):
                 continue
             keeps = text.startswith("!")
