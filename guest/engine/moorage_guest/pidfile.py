@@ -1,9 +1,12 @@
 """The daemon's pid file, which is also the lock on its exec root: one daemon at a time."""
 
 import fcntl
+import logging
 import os
 from pathlib import Path
 from types import TracebackType
+
+log = logging.getLogger(__name__)
 
 
 class AlreadyRunning(Exception):
@@ -32,8 +35,13 @@ class PidFile:
             ) from None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".new")
-        temporary.write_text(f"{os.getpid()}")
-        temporary.replace(self.path)
+        try:
+            temporary.write_text(f"{os.getpid()}")
+            temporary.replace(self.path)
+        except OSError as error:  # the lock is what counts: a full disk must not keep the daemon from starting
+            log.warning("%s cannot be written: %s", self.path, error.strerror)
+            temporary.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
         return self
 
     def __exit__(

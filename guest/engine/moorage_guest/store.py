@@ -231,7 +231,8 @@ class Store:
                 self._db.execute("COMMIT")
             except BaseException:
                 noted, self._pending = self._pending, None
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite has taken it back itself when the disk is full
+                    self._db.execute("ROLLBACK")
                 self._resync({(kind, key): text for kind, key, text in noted})
                 raise
             self._pending = None

@@ -60,6 +60,26 @@ def test_a_start_whose_daemon_was_killed_is_finished_and_known(both: tuple[Moore
     assert moored.docker("rm", "begun") == "begun"
 
 
+def test_a_start_again_whose_daemon_was_killed_has_its_new_address_and_ports(both: tuple[Moored, Runtime]) -> None:
+    moored, runtime = both
+    serve = "mkdir -p /www; echo good > /www/index.html; exec httpd -f -p 80 -h /www"
+    moored.docker("run", "-d", "--name", "serves", "-p", "80", "busybox", "sh", "-c", serve)
+    moored.docker("stop", "-t", "0", "serves")
+    runtime.hold("run")
+    with moored.docker_popen("start", "serves") as client:
+        runtime.wait_held()
+        _kill_daemon(moored)
+        client.wait(DEADLINE)
+    runtime.release()
+    wait_for("the daemon to answer", moored.answers)
+    address = moored.docker("inspect", "-f", "{{.NetworkSettings.Networks.bridge.IPAddress}}", "serves")
+    assert address in moored.docker("exec", "serves", "ip", "addr")
+    port = moored.docker("port", "serves", "80").splitlines()[0].rpartition(":")[2]
+    url = f"http://127.0.0.1:{port}/"
+    wait_for("its page", lambda: moored.sandbox.run("busybox", "wget", "-qO-", url, check=False).stdout == "good\n")
+    moored.docker("rm", "-f", "serves")
+
+
 @pytest.mark.parametrize(("command", "code", "output"), [("echo in; exit 5", 5, "in\n"), ("", 127, "")])
 def test_an_exec_whose_daemon_was_killed_goes_on_with_its_client(
     both: tuple[Moored, Runtime], command: str, code: int, output: str

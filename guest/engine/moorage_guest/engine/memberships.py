@@ -64,15 +64,22 @@ async def disconnect(engine: Containers, reference: str, network: str, *, force:
         await engine.save(container)
 
 
-async def settle(engine: Containers, container: Container) -> bool:
+async def settle(engine: Containers, container: Container, *, outdated: bool) -> bool:
     """Make the record of a live container and its network sandbox agree; returns whether they did not.
 
+    ``outdated``: the record is that of an earlier run, so that addresses and ports are others.
     A daemon killed while the container joined a network leaves it in there without a record, which is undone: the client
     was told nothing. One killed while it left has done it already.
     """
     sandbox = engine.networks.sandbox(container.id) if container.own_network else None
-    if sandbox is None or set(sandbox.endpoints) == set(container.endpoints):
+    if sandbox is None:
         return False
+    if set(sandbox.endpoints) == set(container.endpoints):
+        if not outdated and sandbox.ports == container.ports:
+            return False
+        container.endpoints = dict(sandbox.endpoints)
+        container.ports = dict(sandbox.ports)
+        return True
     for name in set(sandbox.endpoints) - set(container.endpoints):
         log.warning("container %s had not quite joined network %s: it leaves it again", container.id, name)
         try:

@@ -95,7 +95,8 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
         if each.end is None and each.status is not None and each.status.pid:
             each.before = each.container.state
             _adopt_state(each.container, each.status)
-            each.rejoined = await memberships.settle(engine, each.container)
+            outdated = not each.before.status.alive
+            each.rejoined = await memberships.settle(engine, each.container, outdated=outdated)
     living = [each for each in connected if each.end is None]
     engine.task(_go_on(engine, living, sessions), "taking containers back")
 
