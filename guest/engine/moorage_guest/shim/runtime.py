@@ -95,13 +95,15 @@ def _execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
     It is run from a read-only mount where that can be: no container can overwrite it by way of /proc/PID/exe then, which
     crun would otherwise see to by making such a mount itself and running itself again from it: half of its start.
     """
-    for folder in environment["PATH"].split(":"):
-        try:
-            program = kernel.open_read_only(f"{folder}/{argv[0]}")
-            os.execve(program, argv, {**environment, "_LIBCONTAINER_CLONED_BINARY": "1"})
-        except OSError:
-            continue
-    os.execvpe(argv[0], argv, environment)
+    path = next(
+        (each for folder in environment["PATH"].split(":") if os.access(each := f"{folder}/{argv[0]}", os.X_OK)),
+        argv[0],
+    )
+    try:
+        program = kernel.open_read_only(path)
+        os.execve(program, argv, {**environment, "_LIBCONTAINER_CLONED_BINARY": "1"})
+    except OSError:  # the kernel has no such mounts, or it is a script, which is read by its name
+        os.execvpe(path, argv, environment)
 
 
 def last_message(text: str) -> str:
