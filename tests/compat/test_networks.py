@@ -196,6 +196,31 @@ def test_events_tell_of_networks(moored: Moored, name: str) -> None:
     assert lines.splitlines() == ["create", "connect", "disconnect", "destroy"]
 
 
+def test_rules_of_the_users_own_hold_for_published_ports_and_stay(fresh_moored: Moored) -> None:
+    moored = fresh_moored
+    moored.docker("network", "create", "net")
+    serve(moored, "web", "--network", "net", "-p", "18082:80", "-p", "18083:80")
+    moored.docker("run", "-d", "--name", "client", "busybox", "sleep", "1000")
+    gateway = inspect(moored, "network", "bridge")["IPAM"]["Config"][0]["Gateway"]
+
+    def answers(port: int) -> bool:
+        url = f"http://{gateway}:{port}/"
+        done = moored.docker_run("exec", "client", "timeout", "3", "busybox", "wget", "-q", "-O", "-", url)
+        return done.stdout == "web\n"
+
+    wait_for("the server", lambda: answers(18082))
+    chain = "type filter hook forward priority filter - 5; policy accept;"
+    rule = "meta l4proto tcp ct direction original ct original proto-dst 18082 drop"
+    moored.sandbox.run(
+        "nft", f"add table inet own; add chain inet own mine {{ {chain} }}; add rule inet own mine {rule}"
+    )
+    for _ in range(2):
+        assert not answers(18082) and answers(18083)
+        moored.kill()
+        moored.start()
+    moored.docker("rm", "-f", "web", "client")
+
+
 def test_ports_and_names_go_on_over_a_kill_of_the_daemon(fresh_moored: Moored) -> None:
     moored = fresh_moored
     moored.stop()
