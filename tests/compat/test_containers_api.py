@@ -370,8 +370,9 @@ def test_archive_that_contradicts_itself_is_the_clients_fault(api: Api) -> None:
         target = f"/containers/{container}/archive"
         put = api.call("PUT", target, query={"path": "/tmp"}, body=archive, check=False)
         got = api.call("GET", target, query={"path": "/tm\0p"}, check=False)
+        long = api.call("GET", target, query={"path": "/" + "a" * 5000}, check=False)
     built = api.call("POST", "/build", body=archive, headers={"Content-Type": "application/x-tar"}, check=False)
-    assert [put.status, got.status, built.status] == [400, 400, 400], (put.body, got.body, built.body)
+    assert [put.status, got.status, long.status, built.status] == [400] * 4, (put.body, got.body, long.body, built.body)
 
 
 def test_start_that_the_kernel_refuses_leaves_no_cgroup(moored: Moored, api: Api) -> None:

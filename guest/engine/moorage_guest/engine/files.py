@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import posixpath
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ async def view(engine: "Containers", reference: str, path: str) -> AsyncGenerato
             yield container, place
     except NotFound:
         raise NotFound(f"Could not find the file {path} in container {reference}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise InvalidParameter(f"bad parameter: path {path[:100]}: {(error.strerror or '').lower()}") from None
 
 
 @contextlib.asynccontextmanager
