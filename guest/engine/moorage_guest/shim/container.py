@@ -192,6 +192,7 @@ class Container:
 
         client.on_detach = detached
         client.on_input_end = input_ended
+
         def take_input() -> None:
             if self.stdin is not None:
                 client.feed_input(self.stdin, prefix)
