@@ -50,6 +50,26 @@ def test_full_data_disk_stops_logs_until_there_is_room_and_loses_no_line(engine_
     busy.finish()
 
 
+def test_full_run_folder_refuses_new_containers_and_touches_no_other(engine_ready: Vm, busy: Busy) -> None:
+    """May be lost: nothing that ran before. Starts are refused with the reason while there is no room."""
+    vm = engine_ready
+    try:
+        vm.run("mount -o remount,size=$(($(du -sk /run | cut -f1) + 512))k /run")
+        vm.run(_FILL.format(folder="/run"))
+        assert busy.state() == busy.before
+        vm.docker("run", "-d", "--name", "roomless", BUSYBOX_IMAGE, "sleep", "1000", check=False)
+        _kill_daemon(vm)
+        assert busy.state() == busy.before
+        vm.docker("ps")
+    finally:
+        vm.run(_FREE.format(folder="/run") + "; mount -o remount,size=50% /run")
+    vm.docker("rm", "-f", "roomless", check=False)
+    assert vm.docker("run", "--rm", "--name", "roomless", BUSYBOX_IMAGE, "echo", "well") == "well\n"
+    busy.check_untouched()
+    busy.check_goes_on()
+    busy.finish()
+
+
 @pytest.mark.parametrize("what", ["the database", "one record"])
 def test_destroyed_records_are_made_again_from_their_copies(engine_ready: Vm, busy: Busy, what: str) -> None:
     """May be lost: what was written in the last instant."""
@@ -63,7 +83,9 @@ def test_destroyed_records_are_made_again_from_their_copies(engine_ready: Vm, bu
         statement = "UPDATE record SET value = '{' WHERE kind = 'container'"
         code = f'import sqlite3; d = sqlite3.connect("{database}", timeout=60); d.execute("{statement}"); d.commit()'
         spoil = f"python3 - <<'E'\n{code}\nE"
-    vm.run(f"kill -9 {before.daemon.pid}; {spoil}")
+    # The agent sleeps meanwhile: no daemon may come back and have the database.
+    pids = before.agent.pid, before.daemon.pid
+    vm.run(f"kill -STOP {pids[0]}; kill -9 {pids[1]}; {spoil}\nstatus=$?; kill -CONT {pids[0]}; exit $status")
     until(
         vm, "another daemon",
         lambda s: s.state == "ready" and s.engine and s.engine.daemon.pid not in (None, before.daemon.pid),
