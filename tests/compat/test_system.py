@@ -307,3 +307,7 @@ def test_with_live_restore_off_nothing_is_shown_running_that_a_killed_daemon_lef
         daemon.start()
         for number in range(3):
             assert daemon.api.get(f"/containers/left{number}/json").json["State"]["Status"] == "exited"
+        daemon.docker("run", "-d", "--name", "again", "--restart", "always", "busybox", "sleep", "1000")
+        assert daemon.stop() == 0
+        daemon.start()
+        assert daemon.docker("ps", "--format", "{{.Names}}") == "again"

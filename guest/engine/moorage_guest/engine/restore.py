@@ -332,8 +332,10 @@ async def _settle(engine: Containers) -> None:
             restart.schedule_left(engine, container)
         elif restart.wanted_at_boot(container):
             waiting.append(container)
-    if waiting:
+    if waiting and engine.settings.live_restore:
         engine.task(_start_all(engine, waiting), "start of containers with a restart policy")
+    elif waiting:  # nothing ran on: clients see what runs once it does, as in dockerd
+        await _start_all(engine, waiting)
 
 
 async def _remove_abandoned(engine: Containers, container: Container) -> None:
