@@ -119,3 +119,7 @@ def test_what_an_ipv4_network_is_told_of_ipv6_is_kept_to_no_effect(client: docke
     container.remove(force=True)
     for name in ("no-six", "no-six-2"):
         client.networks.get(name).remove()
+
+
+def test_an_inspected_image_says_that_it_has_no_triggers(client: docker.DockerClient) -> None:
+    assert not client.images.get("busybox").attrs["Config"]["OnBuild"]
