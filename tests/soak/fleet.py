@@ -63,7 +63,7 @@ class Member:
     pid: int = 0
     started: str = ""
     paused: bool = False
-    #: Runs whose last lines may be missing, since their shim and the daemon were killed at once.
+    #: Runs whose last lines may be missing: the shim of a terminal was killed.
     torn: set[int] = field(default_factory=set)
 
     def create(self, moored: Moored) -> None:
