@@ -71,7 +71,7 @@ async def auto_remove(engine: Containers, container: Container) -> None:
 
 
 async def _remove_locked(engine: Containers, container: Container, *, volumes: bool) -> None:
-    from moorage_guest.engine import ending
+    from moorage_guest.engine import ending, execs
 
     if engine.running.get(container.id) is not None:  # forked for a client that attached before the start
         await ending.take_down(engine, container)
@@ -94,6 +94,7 @@ async def _remove_locked(engine: Containers, container: Container, *, volumes: b
         await engine.save(container)
         unfinished.end(engine, container.id)
         raise
+    execs.drop_all(engine, container)  # one that began while the container ended
     engine.forget(container)
     engine.publish(container, "destroy")
     unfinished.end(engine, container.id)
