@@ -9,6 +9,7 @@ import time
 import pytest
 from moorage_guest.net.netd_client import NetdClient
 from moorage_guest.net.netlink import RouteSocket
+from moorage_guest.store import Store
 
 from tests.support.networks import DEADLINE, World
 
@@ -34,6 +35,7 @@ async def test_kill_at_any_moment_loses_and_leaves_nothing(world: World, seed: i
     await world.start()
     await world.start_netd()
     await world.networks.close()
+    world.store.close()  # a daemon's database is its own
     for turn in range(4):
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.support.networks_child", str(world.root), str(seed * 100 + turn)],
@@ -48,6 +50,7 @@ async def test_kill_at_any_moment_loses_and_leaves_nothing(world: World, seed: i
         _, errors = child.communicate()
         assert child.returncode == -9, errors.decode()
     running = {path.name for path in live.iterdir()}
+    world.store = Store(world.store.path)
     networks = await world.start(running)
     assert networks.warnings == []
     for container in running:
