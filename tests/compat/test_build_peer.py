@@ -59,7 +59,7 @@ REFUSED = {
     "a copy to nobody": "FROM busybox\nCOPY --chown=nouser a.txt /",
     "a copy from a later stage": "FROM busybox\nCOPY --from=5 /x /y",
     "a copy of nothing from a stage": "FROM busybox AS s\nFROM scratch\nCOPY --from=s /nope /x",
-    "a failing command": "FROM busybox\nRUN echo out; echo err >&2; exit 3",
+    "a failing command": "FROM busybox\nRUN echo err >&2; exit 3",
     "no port": "FROM busybox\nEXPOSE 99999",
     "no protocol": "FROM busybox\nEXPOSE 80/foo",
     "no signal": "FROM busybox\nSTOPSIGNAL FOO",
