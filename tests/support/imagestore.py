@@ -112,3 +112,20 @@ async def serving(opened: Shelf, routes: list[Route]) -> AsyncIterator[Shelf]:
 def image_api(opened: Shelf) -> list[Route]:
     """Return the routes of images."""
     return image_routes.routes(opened.images)
+
+
+def assert_whole(opened: Shelf) -> None:
+    """Everything that images need is there and right, and nothing else but half pulls."""
+    blobs: set[str] = set()
+    chains: set[str] = set()
+    for each in opened.images.all():
+        blobs |= {each.id, each.manifest, *each.hidden, *(layer.digest for layer in each.layers)}
+        chains |= set(each.chain)
+    assert set(opened.images.content.digests()) == blobs
+    assert all(opened.images.content.verify(digest) for digest in blobs)
+    assert {layer.chain_id for layer in opened.images.layer_store.all()} == chains
+    folders = {layer.folder for layer in opened.images.layer_store.all()}
+    assert {path.name for path in opened.data_root.layers.iterdir()} - {"base"} == folders
+    assert list(opened.images.content.tmp.iterdir()) == []
+    mounts = opened.data_root.root / "mounts"
+    assert not mounts.exists() or list(mounts.iterdir()) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.images import busybox_archive, docker_archive, layer_tar
-from tests.support.imagestore import Shelf, shelf
+from tests.support.imagestore import assert_whole, shelf
 
 pytestmark = pytest.mark.root
 
@@ -54,21 +54,6 @@ def spawn(data: Path, files: list[Path]) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def consistent(opened: Shelf) -> None:
-    """Every image is whole, and there is nothing else."""
-    blobs: set[str] = set()
-    chains: set[str] = set()
-    for image in opened.images.all():
-        blobs |= {image.id, image.manifest, *image.hidden, *(layer.digest for layer in image.layers)}
-        chains |= set(image.chain)
-    assert set(opened.images.content.digests()) == blobs
-    assert all(opened.images.content.verify(digest) for digest in blobs)
-    assert {layer.chain_id for layer in opened.images.layer_store.all()} == chains
-    folders = {layer.folder for layer in opened.images.layer_store.all()}
-    assert {path.name for path in opened.data_root.layers.iterdir()} - {"base"} == folders
-    assert list(opened.images.content.tmp.iterdir()) == []
-
-
 @pytest.mark.parametrize("moment", range(6))
 async def test_sigkill_while_loading_leaves_whole_images_or_nothing(tmp_path: Path, moment: int) -> None:
     data = tmp_path / "data"
@@ -81,7 +66,7 @@ async def test_sigkill_while_loading_leaves_whole_images_or_nothing(tmp_path: Pa
         process.send_signal(signal.SIGKILL)
         process.wait(60)
     async with shelf(data) as opened:
-        consistent(opened)
+        assert_whole(opened)
         assert {image.repo_tags[0] for image in opened.images.all()} >= {f"i{n}:1" for n in range(moment % 5 + 1)}
         assert opened.load(busybox_archive().read_bytes())
 
@@ -98,7 +83,7 @@ async def test_what_a_power_cut_spoilt_is_unpacked_again_or_dropped(tmp_path: Pa
         opened.images.content.path(spoilt.layers[0].digest).write_bytes(b"\0" * 10)
     async with shelf(data) as opened:
         assert [image.id for image in opened.images.all()] == [whole.id]
-        consistent(opened)
+        assert_whole(opened)
         await opened.layers.create_rw("c", whole.id)
         assert (await opened.layers.mount("c") / "a").read_bytes() == b"whole"
 
@@ -120,7 +105,7 @@ async def test_a_damaged_record_costs_its_image_alone(tmp_path: Path) -> None:
         opened.store.put("image", other.id, {"version": 1, "nonsense": True})
     async with shelf(data) as opened:
         assert [image.repo_tags for image in opened.images.all()] == [["a:1"]]
-        consistent(opened)
+        assert_whole(opened)
 
 
 async def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from moorage_guest.images.pushing import push
 from moorage_guest.images.registry import Credentials
 
 from tests.support.images import docker_archive, layer_tar
-from tests.support.imagestore import Shelf, shelf
+from tests.support.imagestore import Shelf, assert_whole, shelf
 from tests.support.killedwork import WORK
 from tests.support.registry import Registry, registry
 
@@ -71,23 +71,6 @@ def state(opened: Shelf) -> set[tuple[str, ...]]:
     return {tuple(sorted(each.repo_tags)) for each in opened.images.all()}
 
 
-def whole(opened: Shelf) -> None:
-    """Everything that images need is there and right, and nothing else but half pulls."""
-    blobs: set[str] = set()
-    chains: set[str] = set()
-    for each in opened.images.all():
-        blobs |= {each.id, each.manifest, *each.hidden, *(layer.digest for layer in each.layers)}
-        chains |= set(each.chain)
-    assert set(opened.images.content.digests()) == blobs
-    assert all(opened.images.content.verify(digest) for digest in blobs)
-    assert {layer.chain_id for layer in opened.images.layer_store.all()} == chains
-    folders = {layer.folder for layer in opened.images.layer_store.all()}
-    assert {path.name for path in opened.data_root.layers.iterdir()} - {"base"} == folders
-    assert list(opened.images.content.tmp.iterdir()) == []
-    mounts = opened.data_root.root / "mounts"
-    assert not mounts.exists() or list(mounts.iterdir()) == []
-
-
 @pytest.mark.parametrize("work", sorted(WORK))
 async def test_killed_anywhere_it_is_before_or_after(
     worker: Worker, plain: Registry, tmp_path: Path, work: str
@@ -113,7 +96,7 @@ async def test_killed_anywhere_it_is_before_or_after(
     answer = worker.do(work, data, 0, more)
     assert answer.isdigit(), answer
     async with shelf(data) as opened:
-        whole(opened)
+        assert_whole(opened)
         after = state(opened)
     total = int(answer)
     assert total > 3
@@ -121,12 +104,12 @@ async def test_killed_anywhere_it_is_before_or_after(
         data = copy(f"killed-{moment}")
         assert worker.do(work, data, moment, more) == "killed", f"change {moment} of {total}"
         async with shelf(data) as opened:
-            whole(opened)
+            assert_whole(opened)
             assert state(opened) in (before, after), f"killed at change {moment} of {total}"
             done = state(opened) == after != before
         if not done:
             assert worker.do(work, data, 0, more).isdigit()
         async with shelf(data) as opened:
-            whole(opened)
+            assert_whole(opened)
             assert state(opened) == after
             assert opened.images.content.half_bytes() == 0
