@@ -22,11 +22,12 @@ from typing import Any, Self
 import docker
 import requests
 from docker.errors import DockerException, ImageNotFound, NotFound
-from moorage_images import sample
 
 from moorage_host.paths import user_paths
 
 CONTAINER = "moorage-proof"
+IMAGE = "busybox:latest"
+MAKE_IMAGE = [sys.executable, "-m", "moorage_images.sample", "-"]
 COMMAND = ["sh", "-c", "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; sleep 1; done"]
 LINES = 3  # before the kill and after it
 DEADLINE_S = 120
@@ -77,10 +78,10 @@ class Demonstration:
 
     def _image(self) -> None:
         try:
-            self._client.images.get(sample.NAME)
+            self._client.images.get(IMAGE)
         except ImageNotFound:
-            _print(f"Loading {sample.NAME}, made from Debian's busybox-static")
-            self._client.images.load(io.BytesIO(sample.archive()))
+            _print(f"Loading {IMAGE}, made from Debian's busybox-static")
+            self._client.images.load(io.BytesIO(sample_image()))
 
     def _container(self) -> str:
         try:
@@ -90,7 +91,7 @@ class Demonstration:
             found.remove(force=True)
         except NotFound:
             _print(f"Running {CONTAINER}, which logs a line a second")
-        created = self._client.containers.run(sample.NAME, COMMAND, name=CONTAINER, detach=True)
+        created = self._client.containers.run(IMAGE, COMMAND, name=CONTAINER, detach=True)
         return str(created.id)
 
     def _lines(self, container: str) -> list[int]:
@@ -160,6 +161,14 @@ def moorage(*arguments: str, ends_with: tuple[int, ...] = (0,)) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     if done.returncode not in ends_with:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+    return done.stdout
+
+
+def sample_image() -> bytes:
+    """The archive of `IMAGE`, made by the image builder's distribution; raises CalledProcessError."""
+    done = subprocess.run(MAKE_IMAGE, capture_output=True, timeout=DEADLINE_S)
+    if done.returncode != 0:
+        raise subprocess.CalledProcessError(done.returncode, MAKE_IMAGE, "", done.stderr.decode(errors="replace"))
     return done.stdout
 
 

@@ -20,14 +20,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage_images import initrd, manifest, packages, python, recipe, rootfs
+from moorage_contract import image_manifest as manifest
+from moorage_contract.image_manifest import Manifest, ManifestError
+
+from moorage_images import initrd, packages, python, recipe, rootfs
 from moorage_images.errors import ImageError
 from moorage_images.kernel import ModuleTree
-from moorage_images.manifest import Manifest
 from moorage_images.packages import Package
 from moorage_images.recipe import Recipe
 
 Progress = Callable[[str], None]
+
+FAULT = "moorage-image: "  # begins the line that says why nothing was built
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def is_current(output: Path, arch: str, sources: Sources | None = None) -> bool:
     """Whether `output` holds a whole image made from exactly these inputs; compares sizes, not every byte."""
     try:
         found = manifest.read(output)
-    except ImageError:
+    except ManifestError:
         return False
     files = (found.kernel, found.initrd, found.root)
     whole = all((output / f.name).is_file() and (output / f.name).stat().st_size == f.size for f in files)
@@ -174,7 +178,7 @@ def build_image(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `moorage-image`."""
+    """The command `moorage-image`: steps and faults to stderr, what was built to stdout."""
     parser = argparse.ArgumentParser(prog="moorage-image", description="Build the image of Moorage's virtual machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build kernel, initrd and root")
@@ -198,11 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say("the image is current" if current else "the image must be built")
                 return 0 if current else 1
         made = build_image(options.arch, options.output, sources=sources, refresh=options.refresh, progress=_say)
-    except ImageError as error:
-        _say(f"moorage-image: {error}")
+    except (ImageError, ManifestError) as error:
+        _say(f"{FAULT}{error}")
         return 1
     total = sum(file.size for file in (made.kernel, made.initrd, made.root))
-    _say(f"{options.output}: engine {made.engine_version}, {len(made.packages)} packages, {total / 2**20:.1f} MiB")
+    summary = f"{options.output}: engine {made.engine_version}, {made.arch}, {len(made.packages)} packages"
+    sys.stdout.write(f"{summary}, {total / 2**20:.1f} MiB\n")
     return 0
 
 

@@ -1,6 +1,6 @@
 """A container image to try things with, made from a static busybox: `python -m moorage_images.sample OUTPUT.tar`.
 
-Written as a docker-archive, as `docker load` takes it; no registry is asked.
+Written as a docker-archive, as `docker load` takes it; no registry is asked. `-` is stdout.
 """
 
 from __future__ import annotations
@@ -50,11 +50,14 @@ def archive(busybox: Path = BUSYBOX) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the archive to the named file."""
+    """Write the archive to the named file, or to stdout."""
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -m moorage_images.sample OUTPUT.tar\n")
+        sys.stderr.write("usage: python -m moorage_images.sample OUTPUT.tar|-\n")
         return 2
-    Path(arguments[0]).write_bytes(archive())
+    if arguments[0] == "-":
+        sys.stdout.buffer.write(archive())
+    else:
+        Path(arguments[0]).write_bytes(archive())
     return 0
 
 

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from moorage_images import build, manifest, recipe
+from moorage_contract import image_manifest as manifest
+from moorage_images import build, recipe
 from moorage_images.errors import ImageError
 
 pytestmark = pytest.mark.timeout(1800)

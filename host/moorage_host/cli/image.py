@@ -1,18 +1,25 @@
-"""`moorage image`: build the guest image."""
+"""`moorage image`: have the guest image built by its builder, a program of its own; check one."""
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from moorage_images import manifest
-from moorage_images.errors import ImageError
+from moorage_contract import image_manifest
+from moorage_contract.image_manifest import ManifestError
 
 from moorage_host.cli.output import stdout, steps
-from moorage_host.errors import HostError
+from moorage_host.errors import ErrorCode, HostError
 from moorage_host.machine.accelerator import native_arch
+from moorage_host.machine.domain_xml import MACHINES
 from moorage_host.paths import user_paths
+
+BUILDER = "moorage_images"
+FAULT = "moorage-image: "  # begins the builder's line that says why it gave up
 
 app = typer.Typer(no_args_is_help=True, help="The guest image.")
 
@@ -23,17 +30,40 @@ def build(
     output: Annotated[Path | None, typer.Option(help="Folder to build into.")] = None,
 ) -> None:
     """Build kernel, initrd and root file system. Needs no rights; runs no foreign code."""
-    from moorage_images import build as builder  # here, because no other verb needs what it imports
-
+    wanted = arch or native_arch()
+    if wanted not in MACHINES:
+        raise HostError(
+            f"there is no image for {wanted}", hint=f"--arch is one of {', '.join(MACHINES)}", code=ErrorCode.INVALID
+        )
+    if importlib.util.find_spec(BUILDER) is None:
+        raise HostError(
+            "the image builder is not installed here",
+            hint="pip install moorage-images, or copy the folder of an image that was built elsewhere",
+            code=ErrorCode.NOT_FOUND,
+        )
     target = user_paths().image if output is None else output.absolute()
     target.mkdir(parents=True, exist_ok=True)
-    try:
-        with steps("building the image") as show:
-            built = builder.build_image(arch or native_arch(), target, progress=show)
-    except ImageError as error:
-        raise HostError(str(error.args[0]), hint=error.hint) from error
-    size = sum(file.size for file in (built.kernel, built.initrd, built.root)) / (1 << 20)
-    stdout.print(f"{target}: engine {built.engine_version}, {built.arch}, {size:.1f} MiB")
+    command = [sys.executable, "-m", f"{BUILDER}.build", "build", "--arch", wanted]
+    fault: list[str] = []
+    with steps("building the image") as show:
+        pipe = subprocess.PIPE
+        builder = subprocess.Popen([*command, "--output", str(target)], stdout=pipe, stderr=pipe, text=True)
+        assert builder.stdout is not None and builder.stderr is not None
+        try:
+            for line in builder.stderr:
+                if fault or line.startswith(FAULT):
+                    fault.append(line.removeprefix(FAULT))
+                else:
+                    show(line.rstrip())
+            built = builder.stdout.read()
+            status = builder.wait()
+        except BaseException:
+            builder.terminate()
+            builder.wait()
+            raise
+    if status != 0:
+        raise HostError("".join(fault).strip() or f"the image builder ended with {status}")
+    stdout.print(built.strip())
 
 
 @app.command()
@@ -41,9 +71,9 @@ def verify(folder: Annotated[Path | None, typer.Argument(help="The image's folde
     """Check every file of an image against its manifest."""
     target = user_paths().image if folder is None else folder.absolute()
     try:
-        faults = manifest.verify(target)
-    except ImageError as error:
-        raise HostError(str(error.args[0]), hint=error.hint) from error
+        faults = image_manifest.verify(target)
+    except ManifestError as error:
+        raise HostError(error.message, hint=error.hint) from error
     if faults:
         raise HostError("; ".join(faults), hint="moorage image build")
     stdout.print(f"{target} is whole.")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moorage_images import manifest
-from moorage_images.errors import ImageError
-from moorage_images.manifest import Manifest
+from moorage_contract import image_manifest as manifest
+from moorage_contract.image_manifest import Manifest, ManifestError
 
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import write_atomically
@@ -31,8 +30,8 @@ def checked(folder: Path, stamp: Path) -> Manifest:
         if len(state) == len(files) + 1 and _read(stamp) == state:
             return found
         faults = manifest.verify(folder)
-    except ImageError as error:
-        raise HostError(str(error.args[0]), hint=error.hint or _BUILD, code=ErrorCode.NOT_FOUND) from error
+    except ManifestError as error:
+        raise HostError(error.message, hint=error.hint, code=ErrorCode.NOT_FOUND) from error
     except OSError as error:
         raise HostError(f"the image in {folder} cannot be read: {error}", hint=_BUILD) from error
     if faults:

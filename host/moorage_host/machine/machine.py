@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from moorage_images.manifest import Manifest
+from moorage_contract.image_manifest import Manifest
 
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder, write_atomically

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from moorage_contract import image_manifest as manifest
+from moorage_contract.image_manifest import Manifest, described
 from moorage_host.client import Client
 from moorage_host.machine.accelerator import QEMU, native_arch
 from moorage_host.paths import Paths, user_paths
-from moorage_images import manifest
-from moorage_images.manifest import Manifest, described
 
 from tests.support.host import backend_client, backend_pid, user_home, wait_ended
 

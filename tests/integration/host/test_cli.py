@@ -182,6 +182,18 @@ def test_damaged_image_is_named(paths: Paths, tmp_path: Path) -> None:
     assert (result.returncode, "cannot be read" in result.stderr) == (1, True)
 
 
+def test_image_build_says_what_its_builder_lacks(paths: Paths, tmp_path: Path) -> None:
+    lacking = {"PATH": str(tmp_path), "MOORAGE_IMAGE_CACHE": str(tmp_path / "cache")}
+    result = moorage("image", "build", "--output", str(tmp_path / "image"), environment=lacking)
+    assert (result.returncode, "mmdebstrap" in result.stderr, "Traceback" in result.stderr) == (1, True, False)
+
+
+def test_image_build_knows_which_machines_there_are(paths: Paths, tmp_path: Path) -> None:
+    result = moorage("image", "build", "--arch", "sparc", "--output", str(tmp_path / "image"))
+    assert (result.returncode, "--arch is one of amd64, arm64" in result.stderr) == (2, True)
+    assert not (tmp_path / "image").exists()
+
+
 def test_shell_completes_verbs(paths: Paths) -> None:
     asked = {"_MOORAGE_COMPLETE": "complete_bash", "COMP_WORDS": "moorage sta", "COMP_CWORD": "1"}
     assert moorage(environment=asked).stdout.split() == ["start", "status"]

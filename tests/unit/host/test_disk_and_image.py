@@ -3,10 +3,10 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from moorage_contract import image_manifest as manifest
+from moorage_contract.image_manifest import Manifest, described
 from moorage_host.errors import HostError
 from moorage_host.machine import disk, image
-from moorage_images import manifest
-from moorage_images.manifest import Manifest, described
 
 
 def small_image(folder: Path) -> Manifest:

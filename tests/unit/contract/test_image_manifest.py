@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from moorage_images import manifest
-from moorage_images.errors import ImageError
-from moorage_images.manifest import Manifest
+from moorage_contract import image_manifest as manifest
+from moorage_contract.image_manifest import Manifest, ManifestError
 
 
 @pytest.fixture
@@ -57,19 +56,19 @@ def test_damaged_file_is_named(image: Path, damage: str) -> None:
 
 
 def test_folder_without_image_says_how_to_get_one(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="moorage image build"):
+    with pytest.raises(ManifestError, match="moorage image build"):
         manifest.read(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "files": {}}'])
 def test_unreadable_manifest_is_an_error_that_names_it(image: Path, content: str) -> None:
     (image / manifest.NAME).write_text(content)
-    with pytest.raises(ImageError, match=r"manifest\.json"):
+    with pytest.raises(ManifestError, match=r"manifest\.json"):
         manifest.read(image)
 
 
 def test_newer_format_is_refused(image: Path) -> None:
     content = json.loads((image / manifest.NAME).read_text())
     (image / manifest.NAME).write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(ImageError, match="format 2"):
+    with pytest.raises(ManifestError, match="format 2"):
         manifest.read(image)

@@ -1,4 +1,4 @@
-"""manifest.json: what an image folder holds. Written by the builder, read by the host."""
+"""manifest.json: what the folder of a virtual machine's image holds. Written by the image builder, read by the host."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage_images.errors import ImageError
-
 FORMAT = 1
 NAME = "manifest.json"
+
+
+class ManifestError(Exception):
+    """A folder holds no image that can be used. `hint` says what to try."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})"
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,12 @@ def described(path: Path) -> ImageFile:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of an image folder; raises ImageError when there is none or it cannot be understood."""
+    """The manifest of an image folder; raises ManifestError when there is none or it cannot be understood."""
     path = folder / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ImageError(
+            raise ManifestError(
                 f"{path} has format {content['format']!r}, this release reads {FORMAT}", hint="build the image again"
             )
         files = {name: ImageFile(**content["files"][name]) for name in ("kernel", "initrd", "root")}
@@ -97,9 +107,9 @@ def read(folder: Path) -> Manifest:
             packages=content["packages"],
         )
     except FileNotFoundError as error:
-        raise ImageError(f"there is no image in {folder}", hint="moorage image build") from error
+        raise ManifestError(f"there is no image in {folder}", hint="moorage image build") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ImageError(f"{path} cannot be read: {error}", hint="moorage image build") from error
+        raise ManifestError(f"{path} cannot be read: {error}", hint="moorage image build") from error
 
 
 def verify(folder: Path) -> list[str]:
