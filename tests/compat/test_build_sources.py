@@ -62,6 +62,26 @@ ADD {address}/one.txt {address}/packed.tar.gz /c/
     assert run(moored, "cat", "/a/one.txt") == "two"
 
 
+def test_addresses_and_files_of_one_add_make_one_layer(moored: Moored, web: tuple[str, Path], tmp_path: Path) -> None:
+    address, folder = web
+    (folder / "fetched").write_text("f\n")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context" / "local").write_text("l\n")
+    (tmp_path / "context" / "local").chmod(0o644)
+    text = f"FROM busybox\nADD local {address}/fetched /c/\n"
+    before = len(json.loads(moored.docker("image", "inspect", "busybox"))[0]["RootFS"]["Layers"])
+    build(moored, tmp_path / "context", text)
+    assert run(moored, "sh", "-c", "cd /c && cat fetched local && stat -c %a fetched local").split() == [
+        "f",
+        "l",
+        "600",
+        "644",
+    ]
+    image = json.loads(moored.docker("image", "inspect", "made"))[0]
+    assert len(image["RootFS"]["Layers"]) == before + 1
+    assert build(moored, tmp_path / "context", text).count("Using cache") == 1
+
+
 def test_an_address_that_gives_nothing_ends_the_build(moored: Moored, web: tuple[str, Path], tmp_path: Path) -> None:
     address, _folder = web
     (tmp_path / "Dockerfile").write_text(f"FROM busybox\nADD {address}/none /\n")

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from moorage_guest.images import names
 
 from tests.support.images import BUSYBOX_IMAGE, busybox_archive, docker_archive, layer_tar
 from tests.support.imagestore import Shelf, image_api, serving, shelf
@@ -83,6 +84,20 @@ async def test_images_and_layers_are_there_after_a_restart_and_leftovers_are_not
         assert not second.data_root.mount("lost").exists()
         root = await second.layers.mount("kept")
         assert (root / "bin/sh").is_symlink()
+
+
+async def test_a_name_given_again_is_noted_without_a_write_and_kept(tmp_path: Path) -> None:
+    async with shelf(tmp_path / "data") as opened:
+        (image,) = opened.load(busybox_archive().read_bytes())
+        first = opened.images.get(image.id).last_tagged
+        record = opened.store.get("image", image.id)
+        opened.images.tag(image, names.parse(image.tags[0]))
+        again = opened.images.get(image.id)
+        assert again.last_tagged > first
+        assert opened.store.get("image", image.id) == record
+        assert again.tags == image.tags
+    async with shelf(tmp_path / "data") as opened:
+        assert opened.images.get(image.id).last_tagged == again.last_tagged
 
 
 async def test_the_cli_loads_lists_tags_saves_and_removes(opened: Shelf, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Routes of builds: POST /build, and the pruning of what builds left as cache."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from moorage_guest.api.images import streamed
 from moorage_guest.api.server import ApiRequest, Route, filters, json_response, query_bool
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import listing, remote
-from moorage_guest.images.build.builder import Builder, Context, new_context
+from moorage_guest.images.build.builder import Builder
+from moorage_guest.images.build.context import ContextTree
 from moorage_guest.images.build.options import read_options
 from moorage_guest.images.build.runner import StepRunner
 from moorage_guest.images.compression import compression
@@ -18,7 +20,7 @@ from moorage_guest.images.layers import Layers
 from moorage_guest.images.registry import decode_header
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue, with_body
-from moorage_guest.images.tarformat import blamed_on_archive, looks_like_tar
+from moorage_guest.images.tarformat import looks_like_tar
 
 
 def routes(images: Images, layers: Layers, runner: StepRunner) -> list[Route]:
@@ -42,7 +44,7 @@ class _Handlers:
         options = read_options(request.query, decode_header(header))
 
         async def work(progress: ProgressQueue) -> None:
-            async with new_context(self.images) as context:
+            with contextlib.closing(ContextTree(self.images.content.tmp)) as context:
                 if not options.remote:
                     await with_body(request.content, lambda file: take(context, file))
                 elif is_git(options.remote):
@@ -86,8 +88,8 @@ def is_git(address: str) -> bool:
     return bool(re.match(r"(git://|git@|github\.com/)", address) or re.match(r"https?://[^#]+\.git(#.*)?$", address))
 
 
-def take(context: Context, file: BodyFile, *, dockerfile: str = "") -> None:
-    """Unpack a context; a text instead of an archive is the Dockerfile itself if its name is given. Blocks."""
+def take(context: ContextTree, file: BodyFile, *, dockerfile: str = "") -> None:
+    """Take in a context; a text instead of an archive is the Dockerfile itself if its name is given. Blocks."""
     source = BufferedSource(file.read_some)
     head = source.peek(512)
     if dockerfile and not compression(head) and not (len(head) == 512 and looks_like_tar(head)):
@@ -96,5 +98,4 @@ def take(context: Context, file: BodyFile, *, dockerfile: str = "") -> None:
             parts.append(bytes(piece))
         context.write("Dockerfile" if "/" in dockerfile else dockerfile, b"".join(parts).decode("utf-8", "replace"))
         return
-    with blamed_on_archive():
-        context.unpack(source)
+    context.unpack(source)

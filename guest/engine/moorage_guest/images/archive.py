@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import gmtime, strftime
+from typing import NamedTuple
 
 from moorage_guest.errors import InvalidParameter, NotFound
 from moorage_guest.images.kernel import open_in_root
@@ -211,6 +212,13 @@ def tar_in(
         raise InvalidParameter("extraction point is not a directory") from None
 
 
+class Content(NamedTuple):
+    """Where the content of a file lies: in an open file, from an offset on."""
+
+    descriptor: int
+    offset: int
+
+
 @dataclass
 class TreeWriter:
     """Puts entries into a folder of an open root, replacing what is there. `finish` sets the folders' times."""
@@ -224,10 +232,10 @@ class TreeWriter:
     new_folder_owner: tuple[int, int] = (0, 0)
     _times: dict[str, int] = field(default_factory=dict)
 
-    def put(self, entry: Entry, source: BufferedSource | int | None) -> None:
+    def put(self, entry: Entry, source: BufferedSource | Content | None) -> None:
         """Write one entry. Raises TarError, OSError.
 
-        The content of a file is taken from ``source``, padding included, or is that of the open file ``source``.
+        The content of a file is taken from ``source``, padding included, or lies where ``source`` says.
         """
         parts = [part for part in entry.name.split("/") if part not in ("", ".")]
         if ".." in parts:
@@ -253,7 +261,7 @@ class TreeWriter:
             make_folders(self.root, path, self.chown or self.new_folder_owner)
             return open_in_root(self.root, path.lstrip("/") or ".", _DIRECTORY)
 
-    def _put(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | int | None, path: str) -> None:
+    def _put(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | Content | None, path: str) -> None:
         exists = self._clear(folder, leaf, entry)
         mode = entry.mode if self.chmod is None or entry.kind == SYMLINK else self.chmod
         if entry.kind == REGULAR:
@@ -306,12 +314,12 @@ class TreeWriter:
             os.unlink(leaf, dir_fd=folder)
         return False
 
-    def _file(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | int | None, mode: int) -> None:
+    def _file(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | Content | None, mode: int) -> None:
         out = os.open(leaf, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
-            if isinstance(source, int):
+            if isinstance(source, Content):
                 _copy_content(source, out, entry.size)
-            left = 0 if isinstance(source, int) else entry.size
+            left = 0 if isinstance(source, Content) else entry.size
             while left:
                 assert isinstance(source, BufferedSource)
                 data = source.piece(min(left, 1 << 20))
@@ -342,18 +350,18 @@ class TreeWriter:
                 os.utime(folder, ns=(mtime_ns, mtime_ns))
 
 
-def _copy_content(source: int, target: int, size: int) -> None:
-    offset = 0
-    while offset < size:
+def _copy_content(source: Content, target: int, size: int) -> None:
+    offset, left = source.offset, size
+    while left:
         try:
-            done = os.copy_file_range(source, target, min(size - offset, 16 << 20), offset)
+            done = os.copy_file_range(source.descriptor, target, min(left, 16 << 20), offset)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            done = os.write(target, os.pread(source, 1 << 20, offset))
+            done = os.write(target, os.pread(source.descriptor, min(left, 1 << 20), offset))
         if not done:
             return
-        offset += done
+        offset, left = offset + done, left - done
 
 
 def make_folders(root: int, path: str, owner: tuple[int, int] = (0, 0), mode: int = 0o755) -> None:

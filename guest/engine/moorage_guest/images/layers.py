@@ -341,9 +341,9 @@ class Layers:
             )
         )
 
-    async def in_thread(self, work: Callable[[Path], T], root: Path) -> T:
-        """Run work on a folder in one of the threads in which files get exactly the mode asked for."""
-        return await self._run(work, root)
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run work in one of the threads in which files get exactly the mode asked for, to its end."""
+        return await self._run(work)
 
     async def read(self, chain: Sequence[str], work: Callable[[Path], T]) -> T:
         """Return what ``work`` makes of a root file system that it must not change; it runs in a thread."""

@@ -59,6 +59,8 @@ class ImageTable:
         self.transfers = self._make_transfers()
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
+        self._retagged: set[str] = set()
+        """Images that were given a name they had: when that was is not worth a write of its own."""
         self._lock = threading.RLock()
         self._index_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,11 +134,15 @@ class ImageTable:
         if self._durable is not None:
             self._durable.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.to_thread(self._write_retagged)
         self.layer_store.close()
 
     def _changed(self) -> None:
         """Write the layout's index, and plan the moment when new content is forced to disk."""
         self._write_index()
+        self._plan_soon()
+
+    def _plan_soon(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._plan_durable)
 
@@ -148,9 +154,19 @@ class ImageTable:
 
     def _start_durable(self) -> None:
         assert self._loop is not None
-        task = self._loop.create_task(asyncio.to_thread(self.layer_store.make_durable), name="images-durable")
+        task = self._loop.create_task(asyncio.to_thread(self._make_durable), name="images-durable")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    def _make_durable(self) -> None:
+        self._write_retagged()
+        self.layer_store.make_durable()
+
+    def _write_retagged(self) -> None:
+        with self._lock:
+            for image_id in self._retagged & self._images.keys():
+                self._put(self._images[image_id])
+            self._retagged.clear()
 
     def _write_index(self) -> None:
         with self._index_lock:  # so that who writes last has seen the most
@@ -420,15 +436,23 @@ class ImageTable:
     # -- names --------------------------------------------------------------------------------------------------------
 
     def tag(self, image: Image, name: names.Reference) -> None:
-        """Give an image a name; another image loses it. Blocks for the disk."""
+        """Give an image a name; another image loses it. Blocks for the disk, unless the image has the name."""
         if name.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
         wanted = name.with_default_tag()
         with self._lock:
             image = self.get(image.id)
-            with self._all_or_nothing():
-                self._tag(image, str(wanted))
-        self._changed()
+            same = self._names.get(str(wanted)) == image.id
+            if same:
+                self._images[image.id] = dataclasses.replace(image, last_tagged=now())
+                self._retagged.add(image.id)
+            else:
+                with self._all_or_nothing():
+                    self._tag(image, str(wanted))
+        if same:
+            self._plan_soon()
+        else:
+            self._changed()
         self.publish("tag", image, wanted.familiar)
 
     def _tag(self, image: Image, tag: str) -> Image:

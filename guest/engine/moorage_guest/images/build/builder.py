@@ -2,30 +2,24 @@
 
 import asyncio
 import logging
-import os
-import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import names, platforms, pulling
-from moorage_guest.images.archive import TreeWriter
 from moorage_guest.images.build.changes import check
-from moorage_guest.images.build.copying import SourceTree
 from moorage_guest.images.build.dockerfile import DockerfileError, Instruction, Stage, parse, parse_line, stages
 from moorage_guest.images.build.ignore import Ignore
 from moorage_guest.images.build.options import BuildOptions
 from moorage_guest.images.build.runner import StepRunner
+from moorage_guest.images.build.sources import SourceTree
 from moorage_guest.images.build.steps import PREDEFINED, StageState, Workshop, inherited, triggers
 from moorage_guest.images.build.words import Expansion
 from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
-from moorage_guest.images.layerstore import remove_tree
 from moorage_guest.images.store import Images
-from moorage_guest.images.streams import BufferedSource, Progress, finished, uncompressed
-from moorage_guest.images.tarformat import read_entries
+from moorage_guest.images.streams import Progress, finished
 
 log = logging.getLogger(__name__)
 
@@ -33,69 +27,16 @@ log = logging.getLogger(__name__)
 MAX_DOCKERFILE = 8 << 20
 
 
-@dataclass
-class Context:
-    """A build's context, unpacked; its folder is removed at the end."""
-
-    folder: Path
-
-    def unpack(self, source: BufferedSource) -> None:
-        """Unpack a tar, plain or compressed. Blocks. Raises TarError, OSError."""
-
-        root = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            plain = uncompressed(source)
-            writer = TreeWriter(root, "/", chown=(0, 0))
-            for entry in read_entries(plain.read, plain.skip):
-                writer.put(entry, plain)
-            while plain.piece(1 << 20):
-                pass
-            writer.finish()
-        finally:
-            os.close(root)
-
-    def read(self, name: str) -> str | None:
-        """Return a small text file of the context; None when it is not there. Raises InvalidParameter."""
-        tree = SourceTree(self.folder)
-        try:
-            (found,) = tree.find(name.replace("\\", "/"), command="build", archives=False)
-        except (InvalidParameter, ValueError):
-            return None
-        for entry, descriptor in tree.walk(found):
-            if found.is_folder or descriptor is None:
-                return None
-            if entry.size > MAX_DOCKERFILE:
-                raise InvalidParameter(f"{name} is too large ({entry.size} bytes)")
-
-            return os.pread(descriptor, entry.size, 0).decode("utf-8", "replace")
-        return None
-
-    def write(self, name: str, text: str) -> None:
-        """Add a file. Blocks."""
-        (self.folder / name).write_text(text)
-
-
-@asynccontextmanager
-async def new_context(images: Images) -> AsyncIterator[Context]:
-    """Make the folder of a context, and remove it at the end."""
-    # Not in a thread: a build given up while that is at it would not know what to remove.
-    folder = Path(tempfile.mkdtemp(dir=images.content.tmp, prefix="context-"))
-    try:
-        yield Context(folder)
-    finally:
-        await finished(asyncio.to_thread(remove_tree, folder))
-
-
-def dockerfile_of(context: Context, name: str) -> str:
-    """Return the Dockerfile's text. Raises InvalidParameter."""
-    text = context.read(name)
+def texts_of(context: SourceTree, name: str) -> tuple[str, str]:
+    """Return the texts of the Dockerfile and of .dockerignore. Raises InvalidParameter."""
+    text = context.read(name, MAX_DOCKERFILE)
     if text is None and name == "Dockerfile":
-        text = context.read("dockerfile")
+        text = context.read("dockerfile", MAX_DOCKERFILE)
     if text is None:
         raise InvalidParameter(f"Cannot locate specified Dockerfile: {name}")
     if not text.strip():
         raise InvalidParameter(f"the Dockerfile ({name}) cannot be empty")
-    return text
+    return text, context.read(".dockerignore", MAX_DOCKERFILE) or ""
 
 
 class Builder:
@@ -114,9 +55,9 @@ class Builder:
         if not self._options.quiet:
             self._progress({"stream": text})
 
-    async def run(self, context: Context) -> Image:
+    async def run(self, context: SourceTree) -> Image:
         """Build and tag. Raises InvalidParameter, StepFailed; what was built until then stays as cache."""
-        text = await asyncio.to_thread(dockerfile_of, context, self._options.dockerfile)
+        text, ignored = await finished(asyncio.to_thread(texts_of, context, self._options.dockerfile))
         instructions = parse(text)
         for instruction in instructions:
             check(instruction)
@@ -128,10 +69,10 @@ class Builder:
             for key, value in sorted(self._options.labels.items())
         ]
         plan[wanted] = replace(last, steps=(*last.steps, *labels))
-        ignored = Ignore((await asyncio.to_thread(context.read, ".dockerignore") or "").splitlines())
-        tree = SourceTree(context.folder, ignored)
-        owner = f"build:{id(self)}:{context.folder.name}"
-        shop = Workshop(self._images, self._layers, self._runner, self._options, tree, self._emit, owner)
+        if left_out := Ignore(ignored.splitlines()):
+            context.ignore = left_out
+        owner = f"build:{uuid.uuid4().hex}"
+        shop = Workshop(self._images, self._layers, self._runner, self._options, context, self._emit, owner)
         shop.find_image = self._find_image
         try:
             image = await self._stages(shop, first, plan[: wanted + 1])

@@ -2,6 +2,7 @@
 
 import asyncio
 import codecs
+import contextlib
 import copy
 import logging
 import os
@@ -10,8 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,10 +20,11 @@ from moorage_guest.errors import EngineError, InvalidParameter
 from moorage_guest.images import remote
 from moorage_guest.images.archive import make_folders
 from moorage_guest.images.build import changes
-from moorage_guest.images.build.copying import Source, SourceTree, hash_of, place
+from moorage_guest.images.build.copying import place
 from moorage_guest.images.build.dockerfile import Instruction, parse_line
 from moorage_guest.images.build.options import BuildOptions
 from moorage_guest.images.build.runner import RunStep, StepRunner
+from moorage_guest.images.build.sources import FolderTree, Source, SourceTree, hash_of
 from moorage_guest.images.build.words import Expansion, split_quoted
 from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layers import Layers
@@ -251,24 +252,19 @@ class StageState:
             image = await self._source_image(instruction, flags["from"])
             if image is None:
                 raise instruction.fault(f"invalid from flag value {flags['from']}: the stage has no files")
-            await self._copy_from(instruction, patterns, target, flags, chmod, None, image.chain)
+            await self._copy_from(instruction, patterns, target, flags, chmod, image.chain)
             return
-        urls = [each for each in patterns if instruction.name == "ADD" and re.match(r"https?://", each)]
-        if not urls:
-            await self._copy_from(instruction, patterns, target, flags, chmod, self.shop.context, ())
-            return
-        fetched = Path(tempfile.mkdtemp(dir=self.shop.images.content.tmp, prefix="fetched-"))
-        try:
-            for number, url in enumerate(urls):
-                await _fetch(url, fetched / str(number), target.path)
-            tree = SourceTree(fetched, origin="download")
-            names_ = [f"{number}/*" for number in range(len(urls))]
-            rest = [each for each in patterns if each not in urls]
-            if rest:
-                await self._copy_from(instruction, rest, target, flags, chmod, self.shop.context, ())
-            await self._copy_from(instruction, names_, target, flags, chmod if chmod is not None else 0o600, tree, ())
-        finally:
-            shutil.rmtree(fetched, ignore_errors=True)
+        with contextlib.ExitStack() as stack:
+            words: list[tuple[str, SourceTree]] = []
+            for pattern in patterns:
+                if instruction.name == "ADD" and re.match(r"https?://", pattern):
+                    fetched = Path(tempfile.mkdtemp(dir=self.shop.images.content.tmp, prefix="fetched-"))
+                    stack.callback(shutil.rmtree, fetched, ignore_errors=True)
+                    await _fetch(pattern, fetched, target.path)
+                    words.append(("*", FolderTree(fetched, origin="download")))
+                else:
+                    words.append((pattern, self.shop.context))
+            await self._copy_files(instruction, words, target, flags, chmod)
 
     def _absolute(self, target: str) -> str:
         if target.startswith("/"):
@@ -297,46 +293,50 @@ class StageState:
         target: _Target,
         flags: Mapping[str, str],
         chmod: int | None,
-        tree: SourceTree | None,
         chain: Sequence[str],
     ) -> None:
-        """Copy from a tree, or from the layers of another image."""
-        downloaded = tree is not None and tree.origin == "download"
-
-        def look(root: Path) -> tuple[list[Source], str]:
-            used = tree or SourceTree(root, origin="image", with_owners=True)
-            archives = instruction.name == "ADD" and not downloaded
-            sources = [
-                source
-                for pattern in patterns
-                for source in used.find(pattern, command=instruction.name, archives=archives)
-            ]
-            if len(sources) > 1 and not target.path.endswith("/"):
-                raise InvalidParameter(
-                    f"When using {instruction.name} with more than one source file, the destination must be a directory and end with a /"
-                )
-            return sources, hash_of(used, sources)
-
+        """Copy from the layers of another image."""
         layers = self.shop.layers
-        sources, digest = await layers.read(chain, look) if tree is None else await layers.in_thread(look, tree.root)
-        shown = "".join(f"--{name}={flags[name]} " for name in ("chown", "chmod") if name in flags)
-        created_by = _comment(instruction, self.config, f"{instruction.name} {shown}{digest} in {target.written} ")
+        sources, digest = await layers.read(
+            chain, lambda root: _look(instruction, [(each, _image_tree(root)) for each in patterns], target)
+        )
+        created_by = self._copied(instruction, flags, digest, target)
         if self._from_cache(self.config, created_by):
             return
 
         def work(root: Path, source_root: Path) -> None:
-            chown = None
-            if flags.get("chown"):
-                chown = _owner(root, flags["chown"])
-            used = tree or SourceTree(source_root, origin="image", with_owners=True)
-            place(root, used, sources, target.path, chown=chown, chmod=chmod)
+            there = _image_tree(source_root)
+            chosen = [replace(source, tree=there) for source in sources]
+            place(root, chosen, target.path, chown=_owner(root, flags.get("chown", "")), chmod=chmod)
 
-        if tree is not None:
-            own = tree.root
-            layer = await layers.change(self.chain(), self.shop.owner, lambda root: work(root, own))
-        else:
-            layer = await layers.change_from(self.chain(), chain, self.shop.owner, work)
+        layer = await layers.change_from(self.chain(), chain, self.shop.owner, work)
         await self._record(self.config, layer, created_by)
+
+    async def _copy_files(
+        self,
+        instruction: Instruction,
+        words: Sequence[tuple[str, SourceTree]],
+        target: _Target,
+        flags: Mapping[str, str],
+        chmod: int | None,
+    ) -> None:
+        """Copy what words mean in the trees beside them, all in one layer."""
+        layers = self.shop.layers
+        sources, digest = await layers.in_thread(lambda: _look(instruction, words, target))
+        created_by = self._copied(instruction, flags, digest, target)
+        if self._from_cache(self.config, created_by):
+            return
+
+        def work(root: Path) -> None:
+            place(root, sources, target.path, chown=_owner(root, flags.get("chown", "")), chmod=chmod)
+
+        layer = await layers.change(self.chain(), self.shop.owner, work)
+        await self._record(self.config, layer, created_by)
+
+    def _copied(self, instruction: Instruction, flags: Mapping[str, str], digest: str, target: _Target) -> str:
+        """Return what the history says of COPY and ADD."""
+        shown = "".join(f"--{name}={flags[name]} " for name in ("chown", "chmod") if name in flags)
+        return _comment(instruction, self.config, f"{instruction.name} {shown}{digest} in {target.written} ")
 
     # -- images -------------------------------------------------------------------------------------------------------
 
@@ -456,8 +456,32 @@ def _mode(instruction: Instruction, text: str) -> int:
     return int(text, 8)
 
 
-def _owner(root: Path, text: str) -> tuple[int, int]:
-    """Resolve user[:group] of --chown in the image; a number alone is also the group's."""
+def _image_tree(root: Path) -> FolderTree:
+    return FolderTree(root, origin="image", with_owners=True)
+
+
+def _look(
+    instruction: Instruction, words: Sequence[tuple[str, SourceTree]], target: _Target
+) -> tuple[list[Source], str]:
+    """Return what the words of COPY or ADD mean, and the digest of it. Blocks. Raises InvalidParameter."""
+    sources = [
+        source
+        for pattern, tree in words
+        for source in tree.find(
+            pattern, command=instruction.name, archives=instruction.name == "ADD" and tree.origin != "download"
+        )
+    ]
+    if len(sources) > 1 and not target.path.endswith("/"):
+        raise InvalidParameter(
+            f"When using {instruction.name} with more than one source file, the destination must be a directory and end with a /"
+        )
+    return sources, hash_of(sources)
+
+
+def _owner(root: Path, text: str) -> tuple[int, int] | None:
+    """Resolve user[:group] of --chown in the image; a number alone is also the group's. None for nothing."""
+    if not text:
+        return None
     user, colon, _group = text.partition(":")
     try:
         found = resolve_user(root, text)
@@ -472,7 +496,7 @@ def _owner(root: Path, text: str) -> tuple[int, int]:
     return found.uid, found.gid
 
 
-@contextmanager
+@contextlib.contextmanager
 def _folder(root: Path) -> Iterator[int]:
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -490,9 +514,9 @@ async def _fetch(url: str, folder: Path, target: str) -> None:
         name = "download"
     if name in (".", ".."):
         raise InvalidParameter(f"cannot determine filename for source {url}")
-    folder.mkdir()
     async with remote.fetched(url) as response:
         with (folder / name).open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
             async for piece in response.content.iter_any():
                 file.write(piece)
         stamp = remote.modified(response)
