@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from moorage_guest.agent.jsonfile import write_json
 from moorage_guest.shim import kernel
@@ -192,7 +193,9 @@ def _unpack(file: Path, target: Path) -> None:
                 _check([(item.name, item.size) for item in members], file)
                 if any(not (item.isfile() or item.isdir()) for item in members):
                     raise EngineError(f"{file}: an engine has files and folders only")
-                archive_.extractall(target, filter="data")
+                # Python has the filter since 3.11.4, Debian 12 has 3.11.2; names and kinds are checked above.
+                safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                archive_.extractall(target, **safely)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise EngineError(f"{file}: cannot be unpacked: {error}") from None
 
