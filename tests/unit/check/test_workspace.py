@@ -38,7 +38,9 @@ def test_requirements_in_repeats_what_the_distributions_ask_for() -> None:
 
 
 def test_every_requirement_is_pinned_with_a_hash_and_without_an_address() -> None:
-    names = {re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in wanted((TOP / ".ci" / "requirements.in").read_text())}
+    names = {
+        re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in wanted((TOP / ".ci" / "requirements.in").read_text())
+    }
     assert names <= {name.lower() for name in pinned()}
     text = (TOP / "requirements.txt").read_text()
     blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]
