@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from moorage_guest.engine.shims import ContainerExited, Shim, ShimError, ShimGone
+from moorage_guest.shim import kernel
 
 from tests.support.shims import Harness, agent_pid, end_process, private_agent, until
 
@@ -74,6 +75,36 @@ async def test_a_container_cannot_be_buried_alive(harness: Harness) -> None:
         await harness.agent.bury(shim.container_id)
     with pytest.raises(ShimError, match="runs: stop it first"):
         await shim.shutdown()
+
+
+def _nurseries(agent: int) -> list[int]:
+    """Return the pids of the agent's children that shims are forked off."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "moorage-nursery\n"]
+
+
+async def test_a_killed_nursery_touches_no_shim_and_is_replaced(harness: Harness) -> None:
+    shim, started = await harness.run("sleep", "1000")
+    agent = agent_pid(harness.exec_root)
+    (nursery,) = _nurseries(agent)
+    await end_process(nursery, signal.SIGKILL)
+    other, _ = await harness.run("sh", "-c", "exit 5")
+    event = await anext(other.events)
+    assert isinstance(event, ContainerExited)
+    assert event.exit_code == 5
+    assert (await shim.status()).pid == started.pid
+    await until("the dead one to be collected", lambda: _nurseries(agent) and nursery not in _nurseries(agent))
+
+
+async def test_shims_are_children_of_the_agent_and_the_nursery_ends_with_it(harness: Harness) -> None:
+    shim, _ = await harness.run("sleep", "1000")
+    agent = agent_pid(harness.exec_root)
+    (nursery,) = _nurseries(agent)
+    shim_pid = (await shim.status()).shim_pid
+    assert str(shim_pid) in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    await end_process(agent, signal.SIGKILL)
+    await until("the nursery to end", lambda: kernel.state(nursery) in ("Z", "X", ""))
+    assert (await shim.status()).running
 
 
 async def test_agent_killed_is_replaced_and_its_shims_are_found(harness: Harness) -> None:

@@ -8,20 +8,17 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moorage_guest.agent.forking import fork_helper
 from moorage_guest.agent.jsonfile import write_json
-from moorage_guest.agent.logfile import SHIM_LOG_BYTES, LogFile
+from moorage_guest.agent.nursery import Nursery
 from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.connection import Refused
 from moorage_guest.shim.container import Spec
 from moorage_guest.shim.loop import READ, Loop
-from moorage_guest.shim.main import serve
 from moorage_guest.shim.runtime import Runtime, RuntimeFailed
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -38,6 +35,7 @@ class Shims:
         self._folder = exec_root / "shim"
         self._runtime_root = exec_root / "crun"
         self._log = log
+        self._nursery = Nursery(loop, exec_root / "nursery.log", log)
         self._running: dict[str, int] = {}
         self._dying: dict[str, list[Callable[[], None]]] = {}
         #: Burials of shims whose end the daemon has seen before us: their sockets close first.
@@ -107,17 +105,11 @@ class Shims:
         return pid
 
     def _fork(self, spec: Spec, folder: Path) -> int:
-        log = LogFile(folder / "shim.log", SHIM_LOG_BYTES)
-        root = self._runtime_root
-
-        def run(fd: int) -> None:
-            serve(socket.socket(fileno=fd), spec, root, folder, log)
-
         # Written before the fork with what is known, so that a full disk is noticed while nothing has happened.
         record: dict[str, Any] = {"shim_pid": 0, "shim_start_time": 0, "spec": spec._asdict()}
         write_json(folder / "shim.json", record)
         with wire.listen(folder / "shim.sock") as listener:
-            pid = fork_helper(run, log.path, listener.fileno())
+            pid = self._nursery.fork(spec, self._runtime_root, folder, listener.fileno())
         try:
             record.update(shim_pid=pid, shim_start_time=kernel.start_time(pid))
             write_json(folder / "shim.json", record)
