@@ -4,10 +4,11 @@ import ipaddress
 from pathlib import Path
 
 from moorage_contract.daemon_config import DaemonConfig
+from moorage_contract.daemon_config.kinds import STOCK_RUNTIMES
 
 from moorage_guest import sysinfo
 from moorage_guest.api.types import Ulimit
-from moorage_guest.engine.settings import DEFAULT_RUNTIME, EngineSettings
+from moorage_guest.engine.settings import DEFAULT_RUNTIME, EngineSettings, RuntimeProgram
 from moorage_guest.images.registry import RegistrySettings
 from moorage_guest.net.config import NetConfig, parse_pools
 
@@ -34,6 +35,10 @@ def engine_settings(config: DaemonConfig) -> EngineSettings:
         seccomp_profile=_seccomp_profile(config.seccomp_profile),
         ulimits={
             name: Ulimit(name=name, soft=limit.soft, hard=limit.hard) for name, limit in config.default_ulimits.items()
+        },
+        runtimes={
+            **{name: RuntimeProgram() for name in STOCK_RUNTIMES},
+            **{name: RuntimeProgram.configured(runtime) for name, runtime in config.runtimes.items()},
         },
         default_runtime=config.default_runtime or DEFAULT_RUNTIME,
         shutdown_timeout=config.shutdown_timeout,

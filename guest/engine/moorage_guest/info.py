@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage_contract.daemon_config import DaemonConfig
+from moorage_contract.daemon_config.kinds import STOCK_RUNTIMES
 
 from moorage_guest import sysinfo
 from moorage_guest.api.system import machine_info
@@ -92,7 +93,13 @@ def engine_info(
         "Name": sysinfo.hostname(),
         "Labels": list(config.labels),
         "ExperimentalBuild": config.experimental,
-        "Runtimes": {name: {"path": "crun"} for name in ("crun", "io.containerd.runc.v2", "runc")},
+        "Runtimes": {
+            **{name: {"path": "crun"} for name in STOCK_RUNTIMES},
+            **{
+                name: {"path": runtime.path, **({"runtimeArgs": list(runtime.args)} if runtime.args else {})}
+                for name, runtime in config.runtimes.items()
+            },
+        },
         "DefaultRuntime": config.default_runtime,
         "LiveRestoreEnabled": config.live_restore,
         "InitBinary": config.init_path or "tini",

@@ -244,15 +244,6 @@ def log_driver(value: str) -> str:
     return value
 
 
-def runtime(value: str) -> str:
-    """crun, under whichever of its names."""
-    if value not in ("crun", "runc", "io.containerd.runc.v2"):
-        raise Mistake(
-            f"specified default runtime '{value}' does not exist; crun is the runtime of this engine, runc another name for it"
-        )
-    return value
-
-
 def cgroup_parent(value: str) -> str:
     """A path in the cgroup hierarchy that does not climb out of it."""
     if ".." in value.split("/") or "\0" in value:

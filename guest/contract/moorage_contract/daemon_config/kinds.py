@@ -325,6 +325,10 @@ class Ulimits(Kind[Mapping[str, Ulimit]]):
         return found
 
 
+#: Names of the runtime that is always there, crun.
+STOCK_RUNTIMES = ("crun", "io.containerd.runc.v2", "runc")
+
+
 @dataclass(frozen=True)
 class Runtime:
     """An OCI runtime by path, with arguments before its command."""
@@ -340,10 +344,20 @@ class Runtimes(Kind[Mapping[str, Runtime]]):
     def check(self, value: Json) -> Mapping[str, Runtime]:
         found = {}
         for key, item in _mapping(value, 'an object, such as {"name": {"path": "/usr/bin/crun"}}').items():
+            if key == "runc":
+                raise Mistake(f"runtime name '{key}' is reserved", (key,))
             if not isinstance(item, dict) or not isinstance(item.get("path", ""), str):
                 raise Mistake(f'{key}: expected an object with a "path"', (key,))
-            args = TextList().check(item.get("runtimeArgs") or [])
-            found[key] = Runtime(str(item.get("path", "")), args)
+            if item.get("runtimeType") or item.get("options"):
+                raise Mistake(
+                    f"runtime {key}: runtimeType and options are for containerd's shims, which this engine does not have; "
+                    'give the "path" of an OCI runtime',
+                    (key,),
+                )
+            path = str(item.get("path", ""))
+            if not path:
+                raise Mistake(f"runtime {key}: either a runtimeType or a path must be configured", (key,))
+            found[key] = Runtime(path, TextList().check(item.get("runtimeArgs") or []))
         return found
 
     def collect(self, texts: Sequence[str]) -> Json:

@@ -267,15 +267,19 @@ class DaemonConfig:
         Ulimits(), {}, "Resource limits of new containers.", flags=("--default-ulimit",)
     )
     default_runtime: str = setting(
-        Text(checks.runtime, '"crun"'), "runc", "OCI runtime; runc is another name for crun here.", cost=Cost.RELOAD
+        Text(),
+        "runc",
+        "OCI runtime of new containers, one of runtimes; runc is another name for crun here.",
+        cost=Cost.RELOAD,
+        absent=Absent.DEFAULT,
     )
     runtimes: Mapping[str, Runtime] = setting(
         Runtimes(),
         {},
-        "Further OCI runtimes.",
+        "Further OCI runtimes by name, which are called as runc is; those of file and command line together.",
         cost=Cost.RELOAD,
+        absent=Absent.DEFAULT,
         flags=("--add-runtime",),
-        refusal="containers run with crun, the one runtime in the machine; remove runtimes",
     )
     exec_opts: tuple[str, ...] = setting(
         TextList(checks.exec_option),

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from moorage_contract.daemon_config.declaration import Setting, unset
 from moorage_contract.daemon_config.document import Document, Json, Path, SyntaxFault, read
 from moorage_contract.daemon_config.errors import CONFLICT, UNKNOWN, ConfigError, Fault, FaultKind, Mistake
-from moorage_contract.daemon_config.kinds import check_log_options
+from moorage_contract.daemon_config.kinds import STOCK_RUNTIMES, check_log_options
 from moorage_contract.daemon_config.model import ALIASES, SECTIONS, SETTINGS, DaemonConfig
 from moorage_contract.daemon_config.pipe import PIPE_REFUSAL, is_pipe_key
 
@@ -177,6 +177,9 @@ class _Reader:
         for key, found in SETTINGS.items():
             if key in values:
                 value, path = values[key]
+                more = self.flags.get(key) if key in _MERGED_WITH_FLAGS else None
+                if isinstance(value, dict) and isinstance(more, dict):
+                    value = {**more, **value}
             elif key in self.flags:
                 value, path = _json(self.flags[key]), ()
             else:
@@ -219,6 +222,11 @@ class _Reader:
                 "bip",
                 "You specified -b & --bip, mutually exclusive options. Please specify only one",
                 at("bip"),
+            )
+        if config.default_runtime not in (*STOCK_RUNTIMES, *config.runtimes):
+            text = f"specified default runtime '{config.default_runtime}' does not exist"
+            self.fault(
+                FaultKind.VALUE, "default-runtime", f"{text}; name one of runtimes, or runc", at("default-runtime")
             )
         if not config.iptables and not config.icc:
             text = "You specified --iptables=false with --icc=false. ICC=false uses iptables to function. Please set --icc or --iptables to true"

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moorage_contract.daemon_config.kinds import STOCK_RUNTIMES, Runtime
+
 from moorage_guest.api.types import Ulimit
 from moorage_guest.oci.spec import DEFAULT_SHM_SIZE, SpecDefaults
 
@@ -11,6 +13,22 @@ from moorage_guest.oci.spec import DEFAULT_SHM_SIZE, SpecDefaults
 DEFAULT_STOP_TIMEOUT = 10
 
 DEFAULT_RUNTIME = "runc"
+
+
+@dataclass(frozen=True)
+class RuntimeProgram:
+    """An OCI runtime: its path, or a name in $PATH, and arguments before its command."""
+
+    path: str = "crun"
+    arguments: tuple[str, ...] = ()
+
+    @classmethod
+    def configured(cls, runtime: Runtime) -> "RuntimeProgram":
+        """Return the program behind an entry of ``runtimes``; runc without a path is the runtime that is there."""
+        return cls("crun" if runtime.path == DEFAULT_RUNTIME else runtime.path, runtime.args)
+
+
+_STOCK = {name: RuntimeProgram() for name in STOCK_RUNTIMES}
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,8 @@ class EngineSettings:
     #: "", "builtin", "unconfined" or the JSON text of a profile.
     seccomp_profile: str = ""
     ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
-    runtimes: frozenset[str] = frozenset({DEFAULT_RUNTIME, "crun", "io.containerd.runc.v2"})
+    #: By the names that containers know them by.
+    runtimes: Mapping[str, RuntimeProgram] = field(default_factory=lambda: dict(_STOCK))
     default_runtime: str = DEFAULT_RUNTIME
     #: Seconds for all containers to stop when the daemon stops with live restore off; -1 is for ever.
     shutdown_timeout: int = 15

@@ -8,10 +8,13 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from moorage_contract.daemon_config.kinds import STOCK_RUNTIMES
 
 from moorage_guest.engine import attach, health, namespaces, unmanaged
 from moorage_guest.engine.containers import Containers, Running
@@ -19,6 +22,7 @@ from moorage_guest.engine.mounts import below, bind_source, oci_mounts
 from moorage_guest.engine.names import not_found
 from moorage_guest.engine.output import Output
 from moorage_guest.engine.record import Container, MountRecord
+from moorage_guest.engine.settings import RuntimeProgram
 from moorage_guest.engine.shims import OciError, ShimError, ShimGone, ShimRequest
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemError_
@@ -60,14 +64,36 @@ def check_startable(engine: Containers, container: Container) -> None:
         raise not_found(container.id)
 
 
+def runtime_name(engine: Containers, container: Container) -> str:
+    """Return the name of the runtime that a container is to be run by."""
+    return container.host_config.runtime or engine.settings.default_runtime
+
+
+def check_runtime(engine: Containers, container: Container) -> None:
+    """Raise InvalidParameter when a container's runtime is not configured (any more), or its program not there."""
+    name = runtime_name(engine, container)
+    runtime = engine.settings.runtimes.get(name)
+    if runtime is None:
+        raise InvalidParameter(f"unknown or invalid runtime name: {name}")
+    path = runtime.path
+    if name not in STOCK_RUNTIMES and shutil.which(path) is None:
+        missing = f"stat {path}: no such file or directory" if "/" in path else "executable file not found in $PATH"
+        raise InvalidParameter(
+            f'error while looking up the specified runtime path: exec: "{path}": {missing}; '
+            f"check the runtime '{name}' in daemon.json"
+        )
+
+
 async def prepared_shim(engine: Containers, container: Container) -> Running:
     """Return the shim of a container, forked now unless a client's attach already had it forked."""
     running = engine.running.get(container.id)
     if running is not None and not running.shim.closed.is_set():
         return running
     config = container.config
+    runtime = engine.settings.runtimes.get(runtime_name(engine, container), RuntimeProgram())
     request = ShimRequest(
         container_id=container.id, tty=config.tty, open_stdin=config.open_stdin, stdin_once=config.stdin_once,
+        runtime=runtime.path, runtime_args=runtime.arguments,
         labels={
             "name": container.name, "stop_signal": config.stop_signal or "SIGTERM", "options": engine.options.digest,
         },
@@ -109,6 +135,7 @@ async def start_locked(engine: Containers, container: Container) -> None:
 
 
 async def _start(engine: Containers, container: Container) -> None:
+    check_runtime(engine, container)
     shim_task = asyncio.ensure_future(prepared_shim(engine, container))
     files_task = asyncio.ensure_future(_files(engine, container))
     place_task = asyncio.ensure_future(namespaces.enter(engine, container))

@@ -10,6 +10,9 @@ from typing import NoReturn
 from moorage_guest.shim import kernel
 from moorage_guest.shim.loop import Loop
 
+#: The runtime that is always there; a name in $PATH.
+DEFAULT_RUNTIME = "crun"
+
 #: Signals that agent and shim handle or ignore, and a program they start must not.
 RESET_SIGNALS = (
     signal.SIGPIPE, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
@@ -45,7 +48,8 @@ class Runtime:
 
     def __init__(self, loop: Loop, program: str, arguments: Sequence[str], root: Path, folder: Path) -> None:
         self._loop = loop
-        self._base = [program, f"--root={root}", *arguments]
+        self._program = [program, *arguments]
+        self._root = root
         self._folder = folder
         self._hybrid = kernel.is_hybrid_cgroup()
         self._number = 0
@@ -56,7 +60,7 @@ class Runtime:
         """Start `runtime ARGUMENTS` with these three descriptors and return its pid; `done` is called when it ended."""
         self._number += 1
         log = f"{self._folder}/runtime-{self._number}.log"
-        argv = [self._base[0], f"--log={log}", "--log-format=json", *self._base[1:], *arguments]
+        argv = [*self._program, f"--log={log}", "--log-format=json", f"--root={self._root}", *arguments]
         pid = os.fork()
         if pid == 0:
             self._child(argv, stdio, log)
@@ -95,6 +99,8 @@ def _execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
     It is run from a read-only mount where that can be: no container can overwrite it by way of /proc/PID/exe then, which
     crun would otherwise see to by making such a mount itself and running itself again from it: half of its start.
     """
+    if argv[0] != DEFAULT_RUNTIME:  # another may look for its parts beside itself
+        os.execvpe(argv[0], argv, environment)
     path = next(
         (each for folder in environment["PATH"].split(":") if os.access(each := f"{folder}/{argv[0]}", os.X_OK)),
         argv[0],

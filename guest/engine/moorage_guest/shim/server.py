@@ -16,7 +16,7 @@ from moorage_guest.shim.connection import Connection, Refused, Request
 from moorage_guest.shim.container import Container, Spec
 from moorage_guest.shim.execs import ExecOptions, ExecSession
 from moorage_guest.shim.loop import READ, Loop
-from moorage_guest.shim.runtime import Runtime, RuntimeFailed
+from moorage_guest.shim.runtime import DEFAULT_RUNTIME, Runtime, RuntimeFailed
 
 #: Finished execs whose result is kept for a daemon that comes back.
 _KEPT_EXECS = 128
@@ -180,6 +180,11 @@ class Server:
         request.answer({})
 
     def _do_signal(self, request: Request) -> None:
+        spec = self._container.spec
+        if request.params["exec_id"] is None and spec.runtime != DEFAULT_RUNTIME and self._container.running:
+            # A process behind a kernel of its runtime's own hears only what the runtime tells it.
+            self._call(request, ["kill", spec.container_id, str(int(request.params["number"]))])
+            return
         target = self._container if request.params["exec_id"] is None else self._session(request)
         try:
             target.signal(int(request.params["number"]))
