@@ -1,9 +1,12 @@
 """Operations of containers by checked requests: statuses, texts and the traps of live-restore.md, section 6."""
 
 import base64
+import bz2
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import socket
 import struct
 import tarfile
@@ -320,6 +323,14 @@ def test_archive_describes_fetches_and_puts(api: Api) -> None:
         assert api.call("GET", f"/containers/{container}/archive", query={"path": ""}).status == 400
         bad = api.call("PUT", f"/containers/{container}/archive", body=b"x" * 1024, query={"path": "/"})
         assert bad.status == 400
+
+
+def test_archive_is_put_in_whichever_compression(api: Api) -> None:
+    with made(api) as container:
+        for kind, press in (("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)):
+            body = press(tar_bytes({f"from-{kind}": b"data"}))
+            assert api.call("PUT", f"/containers/{container}/archive", body=body, query={"path": "/"}).status == 200
+            assert api.call("HEAD", f"/containers/{container}/archive", query={"path": f"/from-{kind}"}).status == 200
 
 
 def test_links_do_not_lead_a_copy_out_of_the_root(api: Api, moored: Moored) -> None:

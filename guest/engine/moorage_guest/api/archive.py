@@ -11,7 +11,7 @@ from moorage_guest.engine import files
 from moorage_guest.engine.containers import Containers
 from moorage_guest.errors import InvalidParameter, SystemError_
 from moorage_guest.images.archive import PathStat, stat_path, tar_in, tar_out
-from moorage_guest.images.streams import BodyFile, BufferedSource, with_body
+from moorage_guest.images.streams import BodyFile, BufferedSource, uncompressed, with_body
 from moorage_guest.images.tarformat import TarError, blamed_on_archive
 
 HEADER = "X-Docker-Container-Path-Stat"
@@ -50,7 +50,8 @@ def routes(engine: Containers) -> list[Route]:
 
             def unpack(body: BodyFile) -> None:
                 with blamed_on_archive():
-                    tar_in(place.root, place.path, BufferedSource(body.read_some), no_overwrite_dir_non_dir=keep_kind)
+                    source = uncompressed(BufferedSource(body.read_some))
+                    tar_in(place.root, place.path, source, no_overwrite_dir_non_dir=keep_kind)
 
             try:
                 await with_body(request.content, unpack)
