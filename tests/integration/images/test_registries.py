@@ -5,6 +5,8 @@ import contextlib
 import json
 import random
 import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from moorage_guest.images.distribution import describe
 from moorage_guest.images.pulling import pull
 from moorage_guest.images.pushing import push
 from moorage_guest.images.registry import Credentials, RegistryError, RegistrySettings, login
+from moorage_guest.images.remote import fetched
 
 from tests.support.cutting import CuttingProxy
 from tests.support.images import busybox_archive, docker_archive, layer_tar
@@ -254,3 +257,39 @@ async def test_a_layer_that_another_repository_has_is_mounted_from_there(opened:
     assert "Layer already exists" in again.statuses()
     await forget(opened)
     await pull(opened.images, names.parse(f"{plain.host}/team/second:2"), Messages().append, credentials=ANONYMOUS)
+
+
+async def test_layers_of_an_image_that_is_here_already_are_not_fetched(opened: Shelf, plain: Registry) -> None:
+    opened.load(busybox_archive().read_bytes())
+    first = await pushed(opened, f"{plain.host}/team/here:1")
+    await forget(opened)
+    opened.load(busybox_archive().read_bytes())  # the same image, its layers packed otherwise
+    before, messages = opened.files(), Messages()
+    name = names.parse(f"{plain.host}/team/here:1")
+    (image,) = await pull(opened.images, name, messages.append, credentials=ANONYMOUS)
+    digest = first[-1]["aux"]["Digest"]
+    assert messages.statuses() == [
+        "Pulling from team/here", f"Digest: {digest}", f"Status: Downloaded newer image for {name}",
+    ]  # fmt: skip
+    assert image.repo_digests == [f"{plain.host}/team/here@{digest}"]
+    new = {path.rpartition("/")[2] for path in opened.files() - before}
+    assert new == {digest.removeprefix("sha256:")}, "the manifest and nothing else is new"
+
+
+async def test_why_a_registry_cannot_be_spoken_to_is_said_as_dockerd_does(tmp_path: Path, plain: Registry) -> None:
+    with pytest.raises(EngineError, match="http: server gave HTTP response to HTTPS client"):
+        async with fetched(f"https://{plain.host}/v2/"):
+            pass
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=tests", "-keyout", tmp_path / "key", "-out", tmp_path / "certificate"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=own)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(EngineError, match="x509: certificate signed by unknown authority"):
+            async with fetched(f"https://127.0.0.1:{port}/v2/"):
+                pass

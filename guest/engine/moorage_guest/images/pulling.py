@@ -148,6 +148,9 @@ async def _contents(
     if kind not in (media.CONFIG, media.DOCKER_CONFIG):
         raise RegistryError(f'Encountered remote "{kind}"(unknown) when fetching {reference.familiar}: it is no image')
     raw = await _config(images, registry, config_digest, owner)
+    if (known := _held(images, config_digest, owner)) is not None:
+        check_platform(known.document, platform, reference)
+        return raw, list(known.layers)
     diff_ids = diff_ids_of(media.parse_document(raw))
     if len(diff_ids) != len(descriptors):
         raise TarError(f"invalid manifest, layers length mismatch: expected {len(descriptors)}, got {len(diff_ids)}")
@@ -171,6 +174,16 @@ async def _contents(
     for task in tasks:
         layers.append(task.result())
     return raw, layers
+
+
+def _held(images: Images, image_id: str, owner: str) -> Image | None:
+    """Return an image that is here already, whatever its layers' packing, and keep it here for ``owner``."""
+    image = images.find(image_id)
+    if image is None:
+        return None
+    images.content.holds.hold(owner, [layer.digest for layer in image.layers])
+    images.layer_store.holds.hold(owner, image.chain)
+    return images.find(image_id)  # it may have been on its way out
 
 
 def _forget_halves(images: Images, digests: Iterable[str]) -> None:

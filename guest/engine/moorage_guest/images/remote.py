@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
@@ -12,6 +13,12 @@ from moorage_guest.errors import InvalidParameter
 
 #: Seconds to connect, and without a byte.
 PATIENCE = 60.0
+
+#: Verification results (X509_V_ERR_*) of a chain that ends at no authority we know: no issuer, self-signed, no first link.
+UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
+
+#: What OpenSSL's releases call an answer that is no TLS at all.
+SPOKE_PLAIN = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 
 
 @asynccontextmanager
@@ -50,7 +57,9 @@ def modified(response: aiohttp.ClientResponse) -> float:
 def why_not(error: BaseException) -> str:
     """Say why a server could not be asked, in the words that people know from dockerd."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"tls: failed to verify certificate: {error.certificate_error}"
+        return f"tls: failed to verify certificate: x509: {_distrust(error.certificate_error)}"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):  # its number is OpenSSL's, not the system's
+        return _no_handshake(error.os_error)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"dial tcp: lookup {error.host}: no such host"
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -60,3 +69,20 @@ def why_not(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "net/http: request canceled (the server did not answer in time)"
     return str(error) or type(error).__name__
+
+
+def _distrust(error: Exception) -> str:
+    """Say what is wrong with a server's certificate; the number is OpenSSL's X509_V_ERR."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return str(error)
+    if error.verify_code in UNKNOWN_AUTHORITY:
+        return f"certificate signed by unknown authority ({error.verify_message})"
+    return error.verify_message
+
+
+def _no_handshake(error: OSError) -> str:
+    """Say why no encrypted connection came about."""
+    reason = getattr(error, "reason", None)
+    if reason in SPOKE_PLAIN:
+        return "http: server gave HTTP response to HTTPS client"
+    return f"tls: handshake failed: {reason or error}"
