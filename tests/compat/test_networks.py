@@ -287,3 +287,10 @@ def test_without_a_default_bridge_containers_have_only_their_loopback() -> None:
         daemon.docker("load", "-i", str(busybox_archive()))
         for arguments in ([], ["--network", "bridge"]):
             assert daemon.docker("run", "--rm", *arguments, "busybox", "ls", "/sys/class/net") == "lo"
+
+
+def test_hosts_file_of_a_container_without_ipv6_names_no_such_address(moored: Moored, name: str) -> None:
+    off = ["--sysctl", "net.ipv6.conf.all.disable_ipv6=1"]
+    for more in ([], ["--network", "none"]):
+        shown = moored.docker("run", "--rm", "--name", name, *off, *more, "busybox", "cat", "/etc/hosts")
+        assert shown.startswith("127.0.0.1\tlocalhost") and "::" not in shown

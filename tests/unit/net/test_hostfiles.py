@@ -34,9 +34,15 @@ def test_hosts_lines_with_domain_and_dotted_names() -> None:
     assert text.splitlines() == [
         "127.0.0.1\tlocalhost",
         "10.0.0.2\tweb.example.org web",
-        "2001:db8::2\tweb.example.org web",
         "10.0.0.9\tdb",
     ]
+    with_ipv6 = hostfiles.hosts_text(["10.0.0.2", "2001:db8::2"], "web", "", [], ipv6=True).splitlines()
+    assert with_ipv6[1:4] == [
+        "::1\tlocalhost ip6-localhost ip6-loopback",
+        "fe00::0\tip6-localnet",
+        "ff00::0\tip6-mcastprefix",
+    ]
+    assert with_ipv6[-1] == "2001:db8::2\tweb"
     assert hostfiles.own_line("10.0.0.2", "web.local", "") == "10.0.0.2\tweb.local web"
 
 
@@ -70,3 +76,10 @@ def test_extra_hosts() -> None:
             parse([bad], [])
     with pytest.raises(InvalidParameter, match="unable to derive the IP value for host-gateway"):
         parse(["h:host-gateway"], [])
+
+
+@pytest.mark.parametrize("name", ["all", "lo"])
+def test_container_that_switches_ipv6_off_has_no_such_lines(name: str) -> None:
+    assert hostfiles.speaks_ipv6({"net.ipv6.conf.eth0.disable_ipv6": "1"})
+    assert hostfiles.speaks_ipv6({f"net.ipv6.conf.{name}.disable_ipv6": "0"})
+    assert not hostfiles.speaks_ipv6({f"net.ipv6.conf.{name}.disable_ipv6": "1"})

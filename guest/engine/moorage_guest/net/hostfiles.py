@@ -5,7 +5,7 @@ They are written in place, since a bind mount shows the inode it was made from.
 
 import ipaddress
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ _RESOLVED = Path("/run/systemd/resolve/resolv.conf")
 _LOCAL4 = ("127.0.0.1\tlocalhost",)
 _LOCAL6 = (
     "::1\tlocalhost ip6-localhost ip6-loopback",
-    "fe00::\tip6-localnet",
-    "ff00::\tip6-mcastprefix",
+    "fe00::0\tip6-localnet",
+    "ff00::0\tip6-mcastprefix",
     "ff02::1\tip6-allnodes",
     "ff02::2\tip6-allrouters",
 )
@@ -101,11 +101,19 @@ def resolution(
 def hosts_text(
     own: Iterable[str], hostname: str, domainname: str, extra: Iterable[tuple[str, str]], *, ipv6: bool
 ) -> str:
-    """Return a hosts file: loopback, the container's own addresses, then extra (name, address) pairs."""
+    """Return a hosts file: loopback, the container's own addresses, then extra (name, address) pairs.
+
+    Without ``ipv6`` there is no IPv6 in the container, and no such line on itself.
+    """
     lines = [*_LOCAL4, *(_LOCAL6 if ipv6 else ())]
-    lines += [own_line(address, hostname, domainname) for address in own if hostname]
+    lines += [own_line(address, hostname, domainname) for address in own if hostname and (ipv6 or ":" not in address)]
     lines += [f"{address}\t{name}" for name, address in extra]
     return "\n".join(lines) + "\n"
+
+
+def speaks_ipv6(sysctls: Mapping[str, str]) -> bool:
+    """Whether a container's kernel parameters leave it IPv6."""
+    return all(sysctls.get(f"net.ipv6.conf.{name}.disable_ipv6", "0").strip() in ("0", "") for name in ("all", "lo"))
 
 
 def own_line(address: str, hostname: str, domainname: str) -> str:

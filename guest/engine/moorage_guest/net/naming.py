@@ -74,7 +74,8 @@ class Naming:
         else:
             hostfiles.write(folder / "resolv.conf", names.conf.text())
         if not host_network or not (folder / "hosts").exists():
-            own = hostfiles.hosts_text([], hostname, domainname, extra, ipv6=fabric.ipv6)
+            ipv6 = fabric.ipv6 and hostfiles.speaks_ipv6(host.sysctls)
+            own = hostfiles.hosts_text([], hostname, domainname, extra, ipv6=ipv6)
             hostfiles.write(folder / "hosts", own)
         hostfiles.write(folder / "hostname", f"{hostname}\n")
 
@@ -84,13 +85,13 @@ class Naming:
         folder.mkdir(parents=True, exist_ok=True, mode=0o710)
         return folder
 
-    def write_files(self, record: SandboxRecord, names: hostfiles.Resolution) -> None:
+    def write_files(self, record: SandboxRecord, names: hostfiles.Resolution, *, ipv6: bool) -> None:
+        """Write the three files of a container with a sandbox; without ``ipv6`` it has switched that off for itself."""
         folder = self.folder(record.container_id)
         extra = self.extra_hosts(record.extra_hosts)
         own = [address for endpoint in record.endpoints for address in endpoint.addresses]
-        text = hostfiles.hosts_text(
-            own, record.hostname, record.domainname, [], ipv6=any(e.ipv6 for e in record.endpoints) or self._fabric.ipv6
-        )
+        ipv6 = ipv6 and (any(e.ipv6 for e in record.endpoints) or self._fabric.ipv6)
+        text = hostfiles.hosts_text(own, record.hostname, record.domainname, [], ipv6=ipv6)
         text += "".join(f"{line}\n" for line in self._link_lines(record))
         text += "".join(f"{address}\t{name}\n" for name, address in extra)
         hostfiles.write(folder / "hosts", text)

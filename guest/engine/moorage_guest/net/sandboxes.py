@@ -118,7 +118,7 @@ class Sandboxes:
             self._build(record)
             if ports:
                 record = self._publisher.publish(record, ports)
-            self.naming.write_files(record, names)
+            self.naming.write_files(record, names, ipv6=hostfiles.speaks_ipv6(host.sysctls))
             fabric.sandboxes[record.container_id] = record
             fabric.files.put(record)
             self.naming.tell(record)
