@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -135,6 +134,8 @@ class _Reader:
         if is_pipe_key(key):
             self.fault(FaultKind.REFUSED, key, f"{key}: {PIPE_REFUSAL}", path, at_key=True)
             return
+        import difflib  # seldom needed, and large
+
         near = difflib.get_close_matches(key, [*SETTINGS, *SECTIONS], 1, 0.75)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
         self.fault(FaultKind.UNKNOWN, key, f"{UNKNOWN}: {key}{hint}", path, key, at_key=True)

@@ -3,11 +3,7 @@
 import contextlib
 import importlib
 import os
-import pkgutil
 from collections.abc import Iterator
-
-#: Not imported ahead: programs of their own.
-_LEFT_OUT = ("agent", "shim", "netd")
 
 #: pydantic need neither look for plugins, of which there are none, nor check the schemas that it makes itself: together a
 #: twentieth of the time. Read from the environment, see pydantic/plugin/_loader.py and _internal/_core_utils.py (2.10).
@@ -15,12 +11,9 @@ _PYDANTIC = {"PYDANTIC_DISABLE_PLUGINS": "__all__", "PYDANTIC_SKIP_VALIDATING_CO
 
 
 def import_daemon() -> None:
-    """Import every module of the engine, so that a fork has nothing left to read."""
+    """Import what the daemon imports when it starts: what it has postponed (see `moorage_guest.postponed`) stays so."""
     with _quick_pydantic():
-        package = importlib.import_module("moorage_guest")
-        for module in pkgutil.walk_packages(package.__path__, "moorage_guest."):
-            if not any(part in _LEFT_OUT for part in module.name.split(".")):
-                importlib.import_module(module.name)
+        importlib.import_module("moorage_guest.daemon")
 
 
 def build_models() -> None:

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Generator
 
-from aiohttp import web
-
+from moorage_guest import web
 from moorage_guest.api.server import ApiRequest, Route, empty_response, query_bool, stream_response
 from moorage_guest.engine import files
 from moorage_guest.engine.containers import Containers

@@ -4,15 +4,11 @@ import contextlib
 import re
 from dataclasses import dataclass
 
-from aiohttp import web
-
+from moorage_guest import web
 from moorage_guest.api.images import streamed
 from moorage_guest.api.server import ApiRequest, Route, filters, json_response, query_bool
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import listing, remote
-from moorage_guest.images.build.builder import Builder
-from moorage_guest.images.build.context import ContextTree
-from moorage_guest.images.build.options import read_options
 from moorage_guest.images.build.runner import StepRunner
 from moorage_guest.images.compression import compression
 from moorage_guest.images.image import Image
@@ -21,6 +17,10 @@ from moorage_guest.images.registry import decode_header
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue, with_body
 from moorage_guest.images.tarformat import looks_like_tar
+from moorage_guest.postponed import postponed
+
+with postponed(*(f"moorage_guest.images.build.{each}" for each in ("builder", "context", "options"))):
+    from moorage_guest.images.build import builder, context, options
 
 
 def routes(images: Images, layers: Layers, runner: StepRunner) -> list[Route]:
@@ -41,23 +41,23 @@ class _Handlers:
 
     async def build(self, request: ApiRequest) -> web.StreamResponse:
         header = request.headers.get("X-Registry-Config", "")
-        options = read_options(request.query, decode_header(header))
+        wanted = options.read_options(request.query, decode_header(header))
 
         async def work(progress: ProgressQueue) -> None:
-            with contextlib.closing(ContextTree(self.images.content.tmp)) as context:
-                if not options.remote:
-                    await with_body(request.content, lambda file: take(context, file))
-                elif is_git(options.remote):
+            with contextlib.closing(context.ContextTree(self.images.content.tmp)) as tree:
+                if not wanted.remote:
+                    await with_body(request.content, lambda file: take(tree, file))
+                elif is_git(wanted.remote):
                     raise InvalidParameter(
                         "the engine has no git: clone the repository and send its folder as context, as in "
                         "docker build ./checkout"
                     )
-                elif re.match(r"https?://", options.remote):
-                    async with remote.opened(options.remote) as body:
-                        await with_body(body, lambda file: take(context, file, dockerfile=options.dockerfile))
+                elif re.match(r"https?://", wanted.remote):
+                    async with remote.opened(wanted.remote) as body:
+                        await with_body(body, lambda file: take(tree, file, dockerfile=wanted.dockerfile))
                 else:
-                    raise InvalidParameter(f"remote context {options.remote!r} is neither a git nor an http address")
-                await Builder(self.images, self.layers, self.runner, options, progress.send).run(context)
+                    raise InvalidParameter(f"remote context {wanted.remote!r} is neither a git nor an http address")
+                await builder.Builder(self.images, self.layers, self.runner, wanted, progress.send).run(tree)
 
         return await streamed(request, work)
 
@@ -88,7 +88,7 @@ def is_git(address: str) -> bool:
     return bool(re.match(r"(git://|git@|github\.com/)", address) or re.match(r"https?://[^#]+\.git(#.*)?$", address))
 
 
-def take(context: ContextTree, file: BodyFile, *, dockerfile: str = "") -> None:
+def take(tree: "context.ContextTree", file: BodyFile, *, dockerfile: str = "") -> None:
     """Take in a context; a text instead of an archive is the Dockerfile itself if its name is given. Blocks."""
     source = BufferedSource(file.read_some)
     head = source.peek(512)
@@ -96,6 +96,6 @@ def take(context: ContextTree, file: BodyFile, *, dockerfile: str = "") -> None:
         parts = []
         while piece := source.piece(1 << 20):
             parts.append(bytes(piece))
-        context.write("Dockerfile" if "/" in dockerfile else dockerfile, b"".join(parts).decode("utf-8", "replace"))
+        tree.write("Dockerfile" if "/" in dockerfile else dockerfile, b"".join(parts).decode("utf-8", "replace"))
         return
-    context.unpack(source)
+    tree.unpack(source)

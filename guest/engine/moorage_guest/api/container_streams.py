@@ -11,8 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from aiohttp import WSMsgType, web
-
+from moorage_guest import web
 from moorage_guest.api.server import ApiRequest, Route, hijack, query_bool, stream_response
 from moorage_guest.api.times import parse_time_ns
 from moorage_guest.engine import attach, logview, stats
@@ -336,9 +335,9 @@ async def _bridge(websocket: web.WebSocketResponse, inner: socket.socket) -> Non
 
     async def inward() -> None:
         async for message in websocket:
-            if message.type == WSMsgType.BINARY:
+            if message.type == web.WSMsgType.BINARY:
                 await loop.sock_sendall(inner, message.data)
-            elif message.type == WSMsgType.TEXT:
+            elif message.type == web.WSMsgType.TEXT:
                 await loop.sock_sendall(inner, message.data.encode())
         raise ClientGone("the client has closed its websocket")
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from aiohttp import web
-
+from moorage_guest import web
 from moorage_guest.api import archive, container_streams
 from moorage_guest.api.oldclients import adapt_create
 from moorage_guest.api.server import (

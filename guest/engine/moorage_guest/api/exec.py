@@ -4,9 +4,9 @@ import contextlib
 import logging
 from typing import Annotated
 
-from aiohttp import web
 from pydantic import BeforeValidator, Field
 
+from moorage_guest import web
 from moorage_guest.api.container_streams import MULTIPLEXED, RAW
 from moorage_guest.api.containers import after_restore, terminal_size
 from moorage_guest.api.server import ApiRequest, Hijacked, Route, empty_response, hijack, json_body, json_response

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
-
+from moorage_guest import web
 from moorage_guest.api.server import (
     ApiRequest,
     Route,
@@ -22,14 +21,24 @@ from moorage_guest.api.server import (
     stream_response,
 )
 from moorage_guest.errors import EngineError, InvalidParameter
-from moorage_guest.images import importing, listing, loading, names, platforms, pulling, pushing, remote, saving
+from moorage_guest.images import listing, names, platforms, remote
 from moorage_guest.images.build.changes import apply_changes
-from moorage_guest.images.distribution import describe, search
 from moorage_guest.images.image import Image
 from moorage_guest.images.registry import Credentials
 from moorage_guest.images.registry import login as registry_login
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BufferedSource, ProgressQueue, failure, with_body
+from moorage_guest.postponed import postponed
+
+with postponed(
+    "moorage_guest.images.distribution",
+    "moorage_guest.images.importing",
+    "moorage_guest.images.loading",
+    "moorage_guest.images.pulling",
+    "moorage_guest.images.pushing",
+    "moorage_guest.images.saving",
+):
+    from moorage_guest.images import distribution, importing, loading, pulling, pushing, saving
 
 log = logging.getLogger(__name__)
 
@@ -178,14 +187,14 @@ class _Handlers:
 
     async def distribution(self, request: ApiRequest) -> web.StreamResponse:
         wanted = names.parse(request.match_info["name"]).with_default_tag()
-        return json_response(await describe(self.images.registries, wanted, _credentials(request)))
+        return json_response(await distribution.describe(self.images.registries, wanted, _credentials(request)))
 
     async def search(self, request: ApiRequest) -> web.StreamResponse:
         limit = query_int(request, "limit", 25) or 25
         if not 1 <= limit <= 100:
             raise InvalidParameter(f"limit {limit} is outside the range of [1, 100]")
         known = ("is-automated", "is-official", "stars")
-        found = await search(
+        found = await distribution.search(
             self.images.registries, request.query.get("term", ""), limit, filters(request, known), _credentials(request)
         )
         return json_response(found)
@@ -313,7 +322,7 @@ def _line(message: Mapping[str, Any]) -> bytes:
     return json_response(message).body or b""  # type: ignore[return-value]
 
 
-async def send_parts(request: ApiRequest, response: web.StreamResponse, parts: Iterator[saving.Part]) -> None:
+async def send_parts(request: ApiRequest, response: web.StreamResponse, parts: "Iterator[saving.Part]") -> None:
     """Write an archive; the content of files goes from the disk to a plain socket inside the kernel."""
     loop = asyncio.get_running_loop()
     end = object()

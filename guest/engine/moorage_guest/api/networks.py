@@ -2,8 +2,7 @@
 
 from typing import Protocol
 
-from aiohttp import web
-
+from moorage_guest import web
 from moorage_guest.api.server import (
     ApiRequest,
     Route,

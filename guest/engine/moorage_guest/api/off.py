@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from aiohttp import web
-
+from moorage_guest import web
 from moorage_guest.api.server import ApiRequest, Handler, Route, json_object, json_response
 from moorage_guest.errors import EngineError, InvalidParameter, NotFound, NotImplementedByEngine, Unavailable
 

@@ -4,6 +4,7 @@ What a route does belongs to the module of its area; this one knows no area.
 """
 
 import asyncio
+import functools
 import json
 import logging
 import re
@@ -16,14 +17,9 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import pydantic
-from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_writer import HttpVersion11
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
 from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
 
+from moorage_guest import web
 from moorage_guest.api.tlsfront import TlsFront
 from moorage_guest.errors import EngineError, InvalidParameter
 
@@ -57,7 +53,7 @@ class ApiRequest(web.BaseRequest):
     @property
     def version_http10(self) -> bool:
         """Whether the client speaks HTTP/1.0, which knows no chunks."""
-        return self.version < HttpVersion11
+        return self.version < web.HttpVersion11
 
 
 Handler = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
@@ -72,36 +68,38 @@ class Route:
     handler: Handler
     since: tuple[int, int] = _OLDEST
 
-    def pattern(self) -> re.Pattern[str]:
-        """Return the compiled path."""
-        parts = re.split(r"\{(\w+)(?::([^{}]+))?\}", self.path)
-        out = re.escape(parts[0])
-        for name, regex, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-            out += f"(?P<{name}>{regex or '[^/]+'})" + re.escape(literal)
-        return re.compile(out)
+
+@functools.cache
+def _pattern(path: str) -> re.Pattern[str]:
+    """Return a route's path compiled, which is done when a request first comes near it."""
+    parts = re.split(r"\{(\w+)(?::([^{}]+))?\}", path)
+    out = re.escape(parts[0])
+    for name, regex, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        out += f"(?P<{name}>{regex or '[^/]+'})" + re.escape(literal)
+    return re.compile(out)
 
 
 class RouteTable:
     """Finds the route of a request; the first that fits, by method and first segment of the path."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._routes: dict[tuple[str, str], list[tuple[re.Pattern[str], Route]]] = {}
+        self._routes: dict[tuple[str, str], list[Route]] = {}
         for route in routes:
             key = (route.method, _first_segment(route.path))
-            self._routes.setdefault(key, []).append((route.pattern(), route))
+            self._routes.setdefault(key, []).append(route)
 
     def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]] | None:
         """Return the route for an unversioned path and its parameters."""
         candidates = self._routes.get((method, _first_segment(path)), [])
         if method == "HEAD" and not candidates:
             candidates = self._routes.get(("GET", _first_segment(path)), [])
-        for pattern, route in candidates:
-            if match := pattern.fullmatch(path):
+        for route in candidates:
+            if match := _pattern(route.path).fullmatch(path):
                 return route, match.groupdict()
         return None
 
 
-class _Protocol(RequestHandler):
+class _Protocol(web.RequestHandler):
     """Keeps what arrives behind the head of a request that asks for an upgrade.
 
     aiohttp's parser throws such bytes away for any upgrade but websocket; a client that does not wait for the 101 would
@@ -129,7 +127,7 @@ class _Protocol(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no HTTP as every other error is answered; a client's mistake is nothing for the log."""
-        if not isinstance(exc, HttpProcessingError):
+        if not isinstance(exc, web.HttpProcessingError):
             return super().handle_error(request, status, exc, message)
         first = next((line.strip() for line in exc.message.splitlines() if line.strip()), "not HTTP")
         log.debug("a client sent no HTTP: %s", first)
@@ -138,7 +136,7 @@ class _Protocol(RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **more: Any) -> None:
-        if isinstance(more.get("exc_info"), HttpProcessingError):  # in what follows a request on its connection
+        if isinstance(more.get("exc_info"), web.HttpProcessingError):  # in what follows a request on its connection
             log.debug("a client sent no HTTP: %s", more["exc_info"])
         else:
             super().log_exception(*args, **more)
@@ -154,7 +152,7 @@ class _Protocol(RequestHandler):
 
 
 class _Server(web.Server):
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> web.RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)
 
 
@@ -177,18 +175,15 @@ class ApiServer:
             tcp_keepalive=True,
             keepalive_timeout=3600,
         )
-        self._runner = web.ServerRunner(self._server, handle_signals=False, shutdown_timeout=0.5)
-        self._started = False
+        self._listening: list[asyncio.Server] = []
         self._fronts: list[TlsFront] = []
 
     async def serve(self, listener: socket.socket, *, tls: ssl.SSLContext | None = None) -> None:
         """Accept connections on a bound, listening socket until `close`."""
-        if not self._started:
-            await self._runner.setup()
-            self._started = True
         listener.setblocking(False)
         if tls is None:
-            await web.SockSite(self._runner, listener, backlog=4096).start()
+            loop = asyncio.get_running_loop()
+            self._listening.append(await loop.create_server(self._server, sock=listener, backlog=4096))
             return
         front = TlsFront(listener, tls, self._adopt)
         self._fronts.append(front)
@@ -199,11 +194,16 @@ class ApiServer:
 
     async def close(self) -> None:
         """Stop accepting and end open connections within half a second."""
-        if self._started:
-            await self._runner.cleanup()
-            for front in self._fronts:
-                await front.close()
-            self._started = False
+        listening, self._listening = self._listening, []
+        fronts, self._fronts = self._fronts, []
+        for server in listening:
+            server.close()
+        if listening or fronts:
+            await asyncio.sleep(0)  # requests that have just come are begun, and so are not taken for idle connections
+            self._server.pre_shutdown()
+            await self._server.shutdown(0.5)
+        for front in fronts:
+            await front.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert isinstance(request, ApiRequest)
@@ -276,9 +276,9 @@ def _first_segment(path: str) -> str:
 
 def _make_request(
     message: Any,
-    payload: StreamReader,
-    protocol: RequestHandler,
-    writer: AbstractStreamWriter,
+    payload: web.StreamReader,
+    protocol: web.RequestHandler,
+    writer: web.AbstractStreamWriter,
     task: "asyncio.Task[None]",
 ) -> ApiRequest:
     # A build context or an image has no limit: client_max_size bounds only what read() takes, and json_body has its own.

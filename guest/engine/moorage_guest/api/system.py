@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
 from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
 
-from moorage_guest import sysinfo
+from moorage_guest import sysinfo, web
 from moorage_guest.api.server import (
     ApiRequest,
     Route,

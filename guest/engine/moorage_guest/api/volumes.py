@@ -1,8 +1,8 @@
 """Routes of volumes."""
 
-from aiohttp import web
 from pydantic import Field
 
+from moorage_guest import web
 from moorage_guest.api.server import (
     ApiRequest,
     Route,

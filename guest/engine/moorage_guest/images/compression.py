@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import zstandard
-
 from moorage_guest.images.tarformat import TarError
+from moorage_guest.postponed import postponed
+
+with postponed("zstandard"):
+    import zstandard
 
 _CHUNK = 1 << 20
 

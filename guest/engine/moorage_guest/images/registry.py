@@ -4,6 +4,8 @@ What is pulled or pushed is for `pulling` and `pushing`. Certificates are checke
 loopback addresses are, as with dockerd.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib
@@ -19,13 +21,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import aiohttp
-from moorage_contract.version import ENGINE_VERSION
-
 from moorage_guest.errors import EngineError, InvalidParameter, NotFound, Unauthorized, Unavailable
 from moorage_guest.images import content as media
 from moorage_guest.images import names
-from moorage_guest.images.remote import why_not
+from moorage_guest.images.remote import ME, why_not
+from moorage_guest.web import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Credentials:
     server: str = ""
 
     @staticmethod
-    def of(value: Mapping[str, Any]) -> "Credentials":
+    def of(value: Mapping[str, Any]) -> Credentials:
         """Read the JSON object AuthConfig."""
         username, password = str(value.get("username") or ""), str(value.get("password") or "")
         if not username and value.get("auth"):
@@ -105,7 +105,7 @@ class Credentials:
         )
 
     @staticmethod
-    def of_header(text: str) -> "Credentials":
+    def of_header(text: str) -> Credentials:
         """Read the header X-Registry-Auth. Raises InvalidParameter."""
         value = decode_header(text)
         return Credentials.of(value)
@@ -172,9 +172,9 @@ class Registry:
         self._authorization: dict[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> "Registry":
+    async def __aenter__(self) -> Registry:
         self._session = aiohttp.ClientSession(
-            headers={"User-Agent": f"docker/{ENGINE_VERSION} (linux) Moorage"},
+            headers=ME,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL),
             auto_decompress=False,
             trust_env=True,

@@ -1,5 +1,7 @@
 """Fetches a file that a client named by address: a root file system to import, a build's context or ADD source."""
 
+from __future__ import annotations
+
 import os
 import re
 import ssl
@@ -7,9 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 
-import aiohttp
+from moorage_contract.version import ENGINE_VERSION
 
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.web import aiohttp
+
+#: What servers are told of who asks.
+ME = {"User-Agent": f"docker/{ENGINE_VERSION} (linux) Moorage"}
 
 #: Seconds to connect, and without a byte.
 PATIENCE = 60.0
@@ -29,7 +35,7 @@ async def fetched(address: str) -> AsyncIterator[aiohttp.ClientResponse]:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout, auto_decompress=False, trust_env=True) as session,
+            aiohttp.ClientSession(headers=ME, timeout=timeout, auto_decompress=False, trust_env=True) as session,
             session.get(address, headers={"Accept-Encoding": "identity"}) as response,
         ):
             if response.status >= 400:

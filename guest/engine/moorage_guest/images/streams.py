@@ -11,11 +11,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from aiohttp import StreamReader
-from aiohttp.client_exceptions import ClientPayloadError
-
 from moorage_guest.images.compression import Bounded, compression
 from moorage_guest.images.tarformat import TarError
+from moorage_guest.web import ClientPayloadError, StreamReader
 
 T = TypeVar("T")
 

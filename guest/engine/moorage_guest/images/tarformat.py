@@ -7,11 +7,14 @@ belongs to the callers. The standard library's tarfile takes several times as lo
 import contextlib
 import errno
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.postponed import postponed
+
+with postponed("tarfile"):
+    import tarfile
 
 BLOCK = 512
 END = bytes(BLOCK)

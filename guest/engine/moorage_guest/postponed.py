@@ -1,0 +1,67 @@
+"""Imports that wait: modules which an idle daemon does not need are run when first used.
+
+    with postponed("moorage_guest.images.pushing"):
+        from moorage_guest.images import pushing
+
+binds a module whose code runs as soon as one of its names is asked for, in whatever thread. Names must therefore be
+used as `pushing.push`, and not in anything that is itself evaluated at import. What has been imported already stays as it is.
+(importlib's own LazyLoader runs a module as soon as a second one imports it.)
+"""
+
+import contextlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+
+class Postponed(ModuleType):
+    """A module whose code has not run. The modules inside such a package can be imported all the same."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self)
+        if "__path__" in vars(self) and importlib.util.find_spec(f"{self.__name__}.{name}") is not None:
+            return importlib.import_module(f"{self.__name__}.{name}")
+        waiting = vars(self).get("__waiting__")
+        if waiting is not None:
+            _run(self, waiting)
+        try:
+            return vars(self)[name]
+        except KeyError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self) from None
+
+
+@contextlib.contextmanager
+def postponed(*names: str, **values: str) -> Iterator[None]:
+    """Have each of `names` wait that the block imports. `values` are what its own modules may ask of a package before."""
+    for name in names:
+        spec = importlib.util.find_spec(name) if name not in sys.modules else None
+        if spec is None:  # is there already, or the import will say that it does not exist
+            continue
+        module = importlib.util.module_from_spec(spec)
+        object.__setattr__(module, "__class__", Postponed)
+        vars(module).update(values, __waiting__=threading.RLock())
+        sys.modules[name] = module
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], last, module)
+    yield
+
+
+def _run(module: Postponed, lock: "threading.RLock") -> None:
+    """Run the module's code, once: other threads wait until it has been run, its own goes on with what is there already."""
+    spec = module.__spec__
+    assert spec is not None and spec.loader is not None
+    with lock:
+        if "__waiting__" not in vars(module) or vars(module).get("__running__"):
+            return
+        vars(module)["__running__"] = True
+        try:
+            spec.loader.exec_module(module)
+            object.__setattr__(module, "__class__", ModuleType)
+            del vars(module)["__waiting__"]
+        finally:
+            del vars(module)["__running__"]
