@@ -160,6 +160,7 @@ async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals) 
         await graph.start()
         for listener in listeners:
             await graph.server.serve(listener.socket, tls=listener.tls)
+        await graph.server.take_over()
         await agent.ready()
         log.info("Daemon has completed initialization")
         for listener in listeners:

@@ -8,7 +8,7 @@ from typing import Any
 from moorage_contract.daemon_config import DaemonConfig, as_json, fingerprint
 
 from moorage_guest import sysinfo
-from moorage_guest.api import build, container_streams, containers, exec, images, networks, off, system, volumes
+from moorage_guest.api import again, build, container_streams, containers, exec, images, networks, off, system, volumes
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore, startoptions
@@ -66,7 +66,7 @@ class Graph:
         self.images.is_running = lambda container_id: container_id in self.containers.running
         self.images.configure(registry_settings(config.current))
         self._build_steps = ContainerSteps(self.containers)
-        self.server = ApiServer(self._routes())
+        self.server = ApiServer(again.checked(self._routes(), self.containers, self.networks), holder=agent)
 
     def _routes(self) -> list[Route]:
         self._system = system.SystemService(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
+from moorage_guest.agent.clients import HeldClients
 from moorage_guest.agent.engines import BUILT_IN, Engines
 from moorage_guest.agent.forking import spawn_program
 from moorage_guest.agent.jsonfile import write_json
@@ -67,6 +68,7 @@ class Daemon:
         self._log = log
         self._output = output
         self.streams = Streams(loop, self._tell)
+        self.clients = HeldClients(loop)
         self.on_change: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
@@ -249,7 +251,7 @@ class Daemon:
             case "exited":
                 self._exited(int(body["pid"]), int(body["job"]), int(body["code"]))
             case _:
-                return self.streams.message(connection, message)
+                return self.clients.message(message) or self.streams.message(connection, message)
         return True
 
     def give_listener(self, request: Request) -> None:
@@ -271,7 +273,9 @@ class Daemon:
             self._watch(pid, lambda: self._ended(pid, None))
         if request.params.get("listener"):
             self._adopt_listener(request)
-        request.answer({"supervised": True, "pid": os.getpid(), "streams": self.streams.keys})
+        request.answer(
+            {"supervised": True, "pid": os.getpid(), "streams": self.streams.keys, "clients": self.clients.keys}
+        )
         self._save()
         if request.params.get("ready"):
             self._became_ready()
@@ -451,6 +455,7 @@ class Daemon:
         self.last_error = self._error_text()
         if not self._wanted:
             self._set(State.STOPPED)
+            self.clients.close_all()
         else:
             self._log(f"moored ended with status {code}; last words: {self.last_error or '-'}")
             self.restarts += 1

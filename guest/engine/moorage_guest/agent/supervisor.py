@@ -140,6 +140,7 @@ class Supervisor:
         service.add("ready", daemon.take_ready)
         service.add("stream_open", daemon.streams.open)
         service.add("stream_take", daemon.streams.take)
+        service.add("client_take", daemon.clients.take)
         # Last, so that whoever gets an answer finds the other sockets, too.
         self._host = HostServer(loop, exec_root / "agent.sock", methods.table, methods.status)
         daemon.on_change = self._shims.on_change = self._changed

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from moorage_guest import web
-from moorage_guest.api.server import ApiRequest, Route, hijack, query_bool, stream_response
+from moorage_guest.api.server import ApiRequest, Route, hijack, json_response, query_bool, stream_response
 from moorage_guest.api.times import parse_time_ns
 from moorage_guest.engine import attach, logview, stats
 from moorage_guest.engine.attach import AttachRequest
@@ -103,6 +103,7 @@ class Streams:
         transport = request.transport
         resume = {**resume, "chunked": not request.version_http10}
         if self._engine.agent.supervised and transport is not None:
+            request.give_away()
             lasting = await self._engine.agent.open_lasting(transport.get_extra_info("socket"), resume)
             if lasting is not None:
                 with contextlib.suppress(ClientGone):
@@ -227,12 +228,8 @@ class Streams:
         if stream and one_shot:
             raise InvalidParameter("cannot have stream=true and one-shot=true")
         if not stream:
-            response = await stream_response(request)
-            answer = await stats.once(self._engine, container, one_shot=one_shot)
-            with contextlib.suppress(ConnectionError):
-                await response.write(_line(answer))
-                await response.write_eof()
-            return response
+            # The answer begins when it is known: until then another daemon can give it.
+            return json_response(await stats.once(self._engine, container, one_shot=one_shot))
         response = await stream_response(request)
         return await self._serve(request, response, {"op": "stats", "id": container.id}, self._stats)
 

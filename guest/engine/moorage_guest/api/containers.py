@@ -127,6 +127,7 @@ class _Handlers:
                 networking=networking,
                 platform=request.query.get("platform", "") if request.api_version >= (1, 41) else "",
                 read_only_non_recursive=request.api_version < (1, 44),
+                token=request.token,
             ),
         )
         return json_response({"Id": made.container.id, "Warnings": [*warnings, *made.warnings]}, status=201)

@@ -20,6 +20,9 @@ import pydantic
 from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
 
 from moorage_guest import web
+from moorage_guest.api.clients import Clients
+from moorage_guest.api.kept import Holder, Kept
+from moorage_guest.api.protocol import Protocol
 from moorage_guest.api.tlsfront import TlsFront
 from moorage_guest.errors import EngineError, InvalidParameter
 
@@ -49,6 +52,41 @@ class ApiRequest(web.BaseRequest):
     match_info: Mapping[str, str]
     api_version: tuple[int, int]
     server_headers: Mapping[str, str]
+    #: The body, once `read_body` has read it.
+    body: bytes | None = None
+
+    @property
+    def connection(self) -> Protocol:
+        """The client's connection."""
+        assert isinstance(self.protocol, Protocol)
+        return self.protocol
+
+    @property
+    def _kept(self) -> Kept | None:
+        return self.connection.kept
+
+    @property
+    def tries(self) -> int:
+        """How many daemons ended while they worked on this request, before it was answered."""
+        return self._kept.tries if self._kept is not None else 0
+
+    @property
+    def begun_ns(self) -> int:
+        """When the first byte of this request came, to the first of those daemons; 0 when nobody has noted it."""
+        return self._kept.began_ns if self._kept is not None else 0
+
+    @property
+    def token(self) -> str:
+        """What tells this request from all others, the same for all of those daemons; "" when it will not be taken over."""
+        return self._kept.token if self._kept is not None else ""
+
+    def give_away(self) -> None:
+        """The connection goes to somebody who gets a duplicate of it: its end is no longer this daemon's to see to."""
+        self.connection.give_away()
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        if self._kept is not None:
+            self._kept.begin_answer()
 
     @property
     def version_http10(self) -> bool:
@@ -99,67 +137,20 @@ class RouteTable:
         return None
 
 
-class _Protocol(web.RequestHandler):
-    """Keeps what arrives behind the head of a request that asks for an upgrade.
-
-    aiohttp's parser throws such bytes away for any upgrade but websocket; a client that does not wait for the 101 would
-    lose the beginning of its input.
-    """
-
-    __slots__ = ("raw",)
-
-    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, **settings: Any) -> None:
-        super().__init__(manager, loop=loop, **settings)
-        self.raw: bytes | None = None
-
-    def data_received(self, data: bytes) -> None:
-        if self.raw is not None:
-            self.raw += data
-        elif self._current_request is None and not self._messages and b"pgrade" in data:
-            self.raw = data
-        super().data_received(data)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what is no HTTP as every other error is answered; a client's mistake is nothing for the log."""
-        if not isinstance(exc, web.HttpProcessingError):
-            return super().handle_error(request, status, exc, message)
-        first = next((line.strip() for line in exc.message.splitlines() if line.strip()), "not HTTP")
-        log.debug("a client sent no HTTP: %s", first)
-        response = error_response(400, f"malformed HTTP request: {first.rstrip(':')}")
-        response.force_close()
-        return response
-
-    def log_exception(self, *args: Any, **more: Any) -> None:
-        if isinstance(more.get("exc_info"), web.HttpProcessingError):  # in what follows a request on its connection
-            log.debug("a client sent no HTTP: %s", more["exc_info"])
-        else:
-            super().log_exception(*args, **more)
-
-    def take_tail(self, body_length: int) -> bytes:
-        """Return what came behind the current request's head and body."""
-        raw, self.raw = self.raw, None
-        self._message_tail = b""
-        if raw is None:
-            return b""
-        _head, separator, rest = raw.partition(b"\r\n\r\n")
-        return rest[body_length:] if separator else b""
-
-
 class _Server(web.Server):
-    def __call__(self) -> web.RequestHandler:
-        return _Protocol(self, loop=self._loop, **self._kwargs)
+    def __call__(self) -> Protocol:
+        return Protocol(self, loop=self._loop, malformed=lambda text: error_response(400, text), **self._kwargs)
 
 
 class ApiServer:
-    """Serves routes on any number of listening sockets. `start` and `close` once each."""
+    """Serves routes on any number of listening sockets. `start` and `close` once each.
 
-    def __init__(self, routes: Iterable[Route], *, headers: Mapping[str, str] | None = None) -> None:
+    Under a ``holder`` that is supervised, connections and what was asked on them outlive this daemon.
+    """
+
+    def __init__(
+        self, routes: Iterable[Route], *, headers: Mapping[str, str] | None = None, holder: Holder | None = None
+    ) -> None:
         self._routes = RouteTable(routes)
         self.headers = {
             "Api-Version": API_VERSION,
@@ -176,11 +167,17 @@ class ApiServer:
             keepalive_timeout=3600,
         )
         self._listening: list[asyncio.Server] = []
+        self._serving = False
         self._fronts: list[TlsFront] = []
+        self._clients = Clients(self._server, holder) if holder is not None and holder.supervised else None
 
     async def serve(self, listener: socket.socket, *, tls: ssl.SSLContext | None = None) -> None:
         """Accept connections on a bound, listening socket until `close`."""
+        self._serving = True
         listener.setblocking(False)
+        if tls is None and self._clients is not None:
+            self._clients.serve(listener)
+            return
         if tls is None:
             loop = asyncio.get_running_loop()
             self._listening.append(await loop.create_server(self._server, sock=listener, backlog=4096))
@@ -192,13 +189,21 @@ class ApiServer:
     async def _adopt(self, connection: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(self._server, connection)
 
+    async def take_over(self) -> None:
+        """Go on with the connections that the daemon before us had; after `serve`."""
+        if self._clients is not None:
+            await self._clients.take_over()
+
     async def close(self) -> None:
-        """Stop accepting and end open connections within half a second."""
+        """Stop accepting and end what is being done within half a second; connections that are held stay open."""
+        serving, self._serving = self._serving, False
         listening, self._listening = self._listening, []
         fronts, self._fronts = self._fronts, []
+        if self._clients is not None and serving:
+            self._clients.leave()
         for server in listening:
             server.close()
-        if listening or fronts:
+        if serving:
             await asyncio.sleep(0)  # requests that have just come are begun, and so are not taken for idle connections
             self._server.pre_shutdown()
             await self._server.shutdown(0.5)
@@ -208,8 +213,7 @@ class ApiServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert isinstance(request, ApiRequest)
         started = time.monotonic()
-        protocol = request.protocol
-        assert isinstance(protocol, _Protocol)
+        protocol = request.connection
         try:
             response = await self._dispatch(request)
         except web.HTTPException as error:
@@ -380,7 +384,9 @@ def filters(request: web.BaseRequest, known: Iterable[str] | None = None) -> dic
 
 
 async def read_body(request: web.BaseRequest, limit: int = MAX_JSON) -> bytes:
-    """Read a whole body of at most ``limit`` bytes."""
+    """Read a whole body of at most ``limit`` bytes; a second time it is the same."""
+    if isinstance(request, ApiRequest) and request.body is not None:
+        return request.body
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.content.iter_any():
@@ -388,7 +394,10 @@ async def read_body(request: web.BaseRequest, limit: int = MAX_JSON) -> bytes:
         if size > limit:
             raise InvalidParameter(f"request body is larger than {limit} bytes")
         chunks.append(chunk)
-    return b"".join(chunks)
+    body = b"".join(chunks)
+    if isinstance(request, ApiRequest):
+        request.body = body
+    return body
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -502,12 +511,11 @@ def detach(request: ApiRequest) -> Hijacked:
     if transport is None:
         raise ConnectionResetError("the client is gone")
     transport.pause_reading()
-    protocol = request.protocol
-    assert isinstance(protocol, _Protocol)
-    prefix = protocol.take_tail(request.content_length or 0)
+    prefix = request.connection.take_tail(request.content_length or 0)
     raw: Any = transport.get_extra_info("socket")
     duplicate = socket.socket(fileno=socket.dup(raw.fileno()))
     duplicate.setblocking(False)
+    request.give_away()
     transport.abort()
     return Hijacked(duplicate, prefix, _Detached())
 

@@ -165,6 +165,7 @@ class _Handlers:
             agent, transport = self._service.agent, request.transport
             if agent is not None and agent.supervised and transport is not None and resume["chunked"]:
                 resume["last"] = self._service.events.last_ns if since is None else 0
+                request.give_away()
                 lasting = await agent.open_lasting(transport.get_extra_info("socket"), resume)
                 if lasting is not None:
                     await self._service.send_events(lasting, resume, live, backlog)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from moorage_guest.api.kept import Kept
 from moorage_guest.engine.channel import Channel, ChannelClosed, RequestFailed
 from moorage_guest.engine.shim_client import Shim
 from moorage_guest.engine.shim_types import ClientGone, ExitRecord, ShimError, ShimRequest
@@ -116,6 +117,8 @@ class Agent:
     _streams: dict[int, LastingStream] = field(default_factory=dict)
     _inherited: list[tuple[dict[str, Any], LastingStream]] = field(default_factory=list)
     _keys: "itertools.count[int]" = field(default_factory=itertools.count)
+    _held: dict[int, tuple[socket.socket, Kept]] = field(default_factory=dict)
+    _found: list[tuple[socket.socket, Kept]] = field(default_factory=list)
     _reconnecting: "asyncio.Task[None] | None" = None
     _closed: bool = False
 
@@ -216,6 +219,32 @@ class Agent:
         result, self._inherited = self._inherited, []
         return result
 
+    def hold(self, client: socket.socket) -> Kept | None:
+        """Have the agent hold a client's connection open for the next daemon; None when nothing can be kept for it."""
+        try:
+            kept = Kept.fresh(self._new_key())
+        except OSError as error:  # no descriptors, no memory: the client is served all the same
+            log.warning("a client's requests will not outlive this daemon: %s", error)
+            return None
+        self._held[kept.key] = (client, kept)
+        self._post_held(client, kept)
+        return kept
+
+    def release(self, kept: Kept) -> None:
+        """Have the agent let a connection go, without shutting it. Idempotent."""
+        if self._held.pop(kept.key, None) is not None and self._channel is not None:
+            with contextlib.suppress(ChannelClosed):
+                self._channel.post({"method": "client_release", "key": kept.key})
+
+    def forget(self, kept: Kept) -> None:
+        """A connection has been closed, or is left to the next daemon: the agent sees which."""
+        self._held.pop(kept.key, None)
+
+    def held(self) -> list[tuple[socket.socket, Kept]]:
+        """Return the connections that the daemon before us had, with what it had not answered. Gives them once."""
+        result, self._found = self._found, []
+        return result
+
     async def close(self) -> None:
         """Disconnect; shims, netd and lasting streams go on. Idempotent."""
         self._closed = True
@@ -247,8 +276,13 @@ class Agent:
             with contextlib.suppress(ChannelClosed):
                 self._channel.post({"method": "stream_close", "key": stream.key})
 
+    def _post_held(self, client: socket.socket, kept: Kept) -> None:
+        if self._channel is not None:  # else the next agent gets it
+            with contextlib.suppress(ChannelClosed, OSError):
+                self._channel.post({"method": "client_hold", "key": kept.key}, fds=[client.fileno(), kept.memory])
+
     def _new_key(self) -> int:
-        while (key := next(self._keys)) in self._streams:
+        while (key := next(self._keys)) in self._streams or key in self._held:
             pass
         return key
 
@@ -298,6 +332,7 @@ class Agent:
                 await self._hand_back(channel)
             else:
                 await self._take_over(channel, hello.body["result"]["streams"])
+            await self._take_clients(channel, hello.body["result"].get("clients", []))
         except (ChannelClosed, RequestFailed, TimeoutError) as error:
             channel.close()
             raise ShimError(f"the agent at {path} does not take this daemon: {error}") from None
@@ -318,6 +353,27 @@ class Agent:
             stream.numbers = itertools.count(int(result["number"]) + 1)
             self._streams[key] = stream
             self._inherited.append((stream.resume, stream))
+
+    async def _take_clients(self, channel: Channel, keys: list[int]) -> None:
+        """Have the agent hold what we have, and take what it holds of the daemon before us."""
+        for client, kept in list(self._held.values()):
+            if client.fileno() >= 0:
+                channel.post({"method": "client_hold", "key": kept.key}, fds=[client.fileno(), kept.memory])
+        for key in keys:
+            if key in self._held:
+                continue
+            try:
+                reply = await channel.request("client_take", {"key": key})
+            except RequestFailed:
+                continue  # it has left meanwhile
+            if len(reply.fds) != 2:
+                wire.close_all(reply.fds)
+                continue
+            client = socket.socket(fileno=reply.fds[0])
+            client.setblocking(False)
+            kept = Kept(key, reply.fds[1])
+            self._held[key] = (client, kept)
+            self._found.append((client, kept))
 
     async def _hand_back(self, channel: Channel) -> None:
         for stream in list(self._streams.values()):

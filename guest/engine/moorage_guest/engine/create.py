@@ -45,6 +45,8 @@ class CreateRequest:
     platform: str = ""
     read_only_non_recursive: bool = False
     """Whether read-only binds leave what is mounted below them writable, as clients older than API 1.44 expect."""
+    token: str = ""
+    """What tells the client's request from all others; "" when nobody will ask for it again."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
         id=container_id, name=name, created_ns=time.time_ns(), image_id=image.id, config=config, host_config=host,
         path=words[0], args=words[1:], wanted_endpoints=wanted, endpoints=copy.deepcopy(wanted),
         cgroup_path=oci_spec.cgroup_path(container_id, host.cgroup_parent or settings.cgroup_parent),
+        token=request.token,
     )  # fmt: skip
     mounts = [
         replace(each, name=secrets.token_hex(32)) if each.anonymous and not each.name else each for each in mounts

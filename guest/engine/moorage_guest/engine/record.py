@@ -118,6 +118,8 @@ class Container:
     cgroup_path: str = ""
     #: Says why the daemon has no grip on a container that lives; empty when it has.
     unmanaged: str = ""
+    #: Of the request that made it, so that the same request is not done twice.
+    token: str = ""
 
     # -- not persisted --
     #: Whether an unmanaged container belongs to another data root.
@@ -182,6 +184,7 @@ class Container:
             "health": None if self.health is None else _dump_health(self.health),
             "platform": self.platform,
             "cgroup_path": self.cgroup_path,
+            "token": self.token,
         }
 
     @classmethod
@@ -216,6 +219,7 @@ class Container:
                 health=None if health is None else _load_health(health),
                 platform=record["platform"],
                 cgroup_path=record["cgroup_path"],
+                token=record.get("token", ""),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"container record {record.get('id')} is damaged: {error!r}") from error
