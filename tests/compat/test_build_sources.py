@@ -111,9 +111,7 @@ def test_a_context_that_cannot_be_fetched_says_why(moored: Moored, web: tuple[st
     address, _folder = web
     for where, message in (
         (f"{address}/none.tar", "with status 404"),
-        ("https://host.invalid/repository.git#main", "clone the repository"),
-        ("git@host.invalid:repository", "clone the repository"),
-        ("ftp://host.invalid/x", "neither a git nor an http address"),
+        ("ftp://host.invalid/x", "remoteURL (ftp://host.invalid/x) could not be recognized as URL"),
     ):
         reply = moored.api.call("POST", "/build", query={"remote": where}, check=False)
         assert reply.status == 400

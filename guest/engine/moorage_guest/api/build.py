@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from moorage_guest import web
@@ -10,6 +11,7 @@ from moorage_guest.api.server import ApiRequest, Route, filters, json_response, 
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import listing, remote
 from moorage_guest.images.build.runner import StepRunner
+from moorage_guest.images.build.sources import FolderTree, SourceTree
 from moorage_guest.images.compression import compression
 from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
@@ -19,8 +21,8 @@ from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue
 from moorage_guest.images.tarformat import looks_like_tar
 from moorage_guest.postponed import postponed
 
-with postponed(*(f"moorage_guest.images.build.{each}" for each in ("builder", "context", "options"))):
-    from moorage_guest.images.build import builder, context, options
+with postponed(*(f"moorage_guest.images.build.{each}" for each in ("builder", "context", "git", "options"))):
+    from moorage_guest.images.build import builder, context, git, options
 
 
 def routes(images: Images, layers: Layers, runner: StepRunner) -> list[Route]:
@@ -44,22 +46,28 @@ class _Handlers:
         wanted = options.read_options(request.query, decode_header(header))
 
         async def work(progress: ProgressQueue) -> None:
-            with contextlib.closing(context.ContextTree(self.images.content.tmp)) as tree:
-                if not wanted.remote:
-                    await with_body(request.content, lambda file: take(tree, file))
-                elif is_git(wanted.remote):
-                    raise InvalidParameter(
-                        "the engine has no git: clone the repository and send its folder as context, as in "
-                        "docker build ./checkout"
-                    )
-                elif re.match(r"https?://", wanted.remote):
-                    async with remote.opened(wanted.remote) as body:
-                        await with_body(body, lambda file: take(tree, file, dockerfile=wanted.dockerfile))
-                else:
-                    raise InvalidParameter(f"remote context {wanted.remote!r} is neither a git nor an http address")
+            async with self._context(request, wanted) as tree:
                 await builder.Builder(self.images, self.layers, self.runner, wanted, progress.send).run(tree)
 
         return await streamed(request, work)
+
+    @contextlib.asynccontextmanager
+    async def _context(self, request: ApiRequest, wanted: "options.BuildOptions") -> AsyncIterator[SourceTree]:
+        """Take the context in, from the client or from where it says. Raises InvalidParameter and what the way there raises."""
+        tmp = self.images.content.tmp
+        if git.is_git(wanted.remote):
+            async with git.checked_out(wanted.remote, tmp) as folder:
+                yield FolderTree(folder)
+            return
+        if wanted.remote and not re.match(r"https?://", wanted.remote):
+            raise InvalidParameter(f"remoteURL ({wanted.remote}) could not be recognized as URL")
+        with contextlib.closing(context.ContextTree(tmp)) as tree:
+            if not wanted.remote:
+                await with_body(request.content, lambda file: take(tree, file))
+            else:
+                async with remote.opened(wanted.remote) as body:
+                    await with_body(body, lambda file: take(tree, file, dockerfile=wanted.dockerfile))
+            yield tree
 
     async def prune(self, request: ApiRequest) -> web.StreamResponse:
         wanted = filters(request, listing.CACHE_FILTERS)
@@ -81,11 +89,6 @@ class _Handlers:
     async def cancel(self, request: ApiRequest) -> web.StreamResponse:
         # BuildKit's way to end a build by id; a classic build ends when its client goes.
         return web.Response(status=204)
-
-
-def is_git(address: str) -> bool:
-    """Whether docker would clone this address rather than fetch it."""
-    return bool(re.match(r"(git://|git@|github\.com/)", address) or re.match(r"https?://[^#]+\.git(#.*)?$", address))
 
 
 def take(tree: "context.ContextTree", file: BodyFile, *, dockerfile: str = "") -> None:
