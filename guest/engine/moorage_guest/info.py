@@ -66,8 +66,10 @@ def engine_info(
         else:
             configs[registry] = {"Name": registry, "Mirrors": [], "Secure": False, "Official": False}
     crun = sysinfo.program_version("crun")
+    profile = config.seccomp_profile or "builtin"
     return {
         **machine_info(),
+        "SecurityOptions": sysinfo.security_options(profile, no_new_privileges=config.no_new_privileges),
         "ID": identity,
         **counts,
         "Images": images,
@@ -108,5 +110,9 @@ def engine_info(
         "InitCommit": {"ID": sysinfo.program_version("tini")},
         "DefaultAddressPools": [{"Base": pool.base, "Size": pool.size} for pool in config.default_address_pools],
         "FirewallBackend": {"Driver": "nftables"},
-        "Warnings": [*sysinfo.cgroup_facts().warnings(), *warnings],
+        "Warnings": [
+            *sysinfo.cgroup_facts().warnings(),
+            *(["WARNING: daemon is not using the default seccomp profile"] if profile != "builtin" else []),
+            *warnings,
+        ],
     }

@@ -30,10 +30,10 @@ def parse_detach_keys(text: str) -> bytes:
     for key in text.split(","):
         if len(key) == 1 and key.isascii():
             keys += key.encode()
-        elif match := re.fullmatch(r"ctrl-([a-zA-Z@\[\\\]^_])", key):
+        elif match := re.fullmatch(r"ctrl-([a-z@\[\\\]^_])", key):
             keys.append(ord(match[1].upper()) - 64)
         else:
-            raise InvalidParameter(f"Invalid detach keys ({text}) provided: Unknown character: '{key}'")
+            raise InvalidParameter(f"Invalid detach keys ({text}) provided")
     return bytes(keys)
 
 

@@ -244,6 +244,8 @@ def _pin_links(engine: "Containers", host: HostConfig) -> None:
         target, _, alias = link.partition(":")
         try:
             other = engine.find(target)
+            while other.network_mode.startswith("container:"):  # whose network it is has the address
+                other = engine.find(other.network_mode.removeprefix("container:"))
         except NotFound as error:
             raise InvalidParameter(f"could not get container for {target}: {error}") from None
         if other.host_config.network_mode == "host":

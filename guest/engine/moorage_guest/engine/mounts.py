@@ -112,7 +112,7 @@ def parse_bind(specification: str, volume_driver: str = "", data_root: Path | No
             propagation=_propagation(propagation, source, data_root), create_source=True,
         )  # fmt: skip
     if propagation:
-        raise InvalidParameter(f'invalid mode: "{mode}"')
+        raise InvalidParameter('invalid mount config for type "volume": field BindOptions must not be specified')
     if source and not _VOLUME_NAME.fullmatch(source):
         raise InvalidParameter(
             f'create {source}: "{source}" includes invalid characters for a local volume name, only '

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -254,6 +255,8 @@ def runtime_error(template: str, action: str, command: str, error: OciError) -> 
             "executable file not found in $PATH" if "/" not in command else f"stat {command}: no such file or directory"
         )
         return InvalidParameter(template.format(where + missing))
+    if folder := re.search("chdir (?:to )?`(.*)`: Not a directory", str(error)):
+        return SystemError_(f"Cannot mkdir: {folder[1]} is not a directory")
     if exit_code_of(error) == 126:
         return InvalidParameter(template.format(where + "permission denied"))
     return SystemError_(template.format(f"{action}: {error}"))
