@@ -35,7 +35,7 @@ def test_destination_alone_is_an_anonymous_volume() -> None:
         ("/a:/b:ro,rw", 'invalid mode: "ro,rw"'),
         ("/a:/", "destination can't be '/'"),
         ("a b:/c", "includes invalid characters for a local volume name"),
-        ("x:/c:rshared", 'invalid mode: "rshared"'),
+        ("x:/c:rshared", "field BindOptions must not be specified"),
         ("::", "invalid volume specification"),
     ],
 )
