@@ -74,6 +74,8 @@ def commands() -> list[Result]:
 
         starts = [detached(*turn) for turn in by_turns]
         found.append(_result("run_d", *alternate(starts[0], starts[1], RUNS), "docker run -d busybox sleep 1000"))
+        programs = {docker("exec", "d1", "sha256sum", "/bin/true") for docker, _ in by_turns}
+        assert len(programs) == 1, f"both execute the image's own program, not {programs}"
         execs = [lambda d=docker: d("exec", "d1", "true") for docker, _ in by_turns]
         found.append(_result("exec_true", *alternate(execs[0], execs[1], RUNS), "docker exec d1 true"))
         ends = [removed(*turn) for turn in by_turns]

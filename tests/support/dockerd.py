@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,18 @@ from tests.support.openapi import Api
 
 PACKAGES = "docker.io,containerd,runc,iptables,docker-cli,docker-compose"
 SUITE = "trixie"
+
+
+#: Makes a folder the root of this process's mount namespace, says its pid, and waits to be killed.
+_HOLD = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+os.chdir(sys.argv[1])
+if libc.pivot_root(b".", b".") != 0 or libc.umount2(b".", 2) != 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+print(os.getpid(), flush=True)
+signal.pause()
+"""
 
 
 def tools_root() -> Path:
@@ -57,7 +70,6 @@ class Dockerd:
         root = tools_root()
         self.base = self.sandbox.root / "peer"
         self.base.mkdir(exist_ok=True)
-        self._chroot = str(root)
         self.socket = self.base / "docker.sock"
         self.log_file = self.sandbox.root / "dockerd.log"
         self.sandbox.run("mount", "--bind", str(root), str(root))  # dockerd remounts / private: it has to be a mount
@@ -72,12 +84,28 @@ class Dockerd:
             "umount /sys/fs/cgroup/unified 2>/dev/null; umount " + f"{root}/sys/fs/cgroup/unified",
             check=False,
         )
+        self._inside = self._enter_root(root)
+
+    def _enter_root(self, root: Path) -> str:
+        """Start a process that holds a mount namespace whose root is ours; return its pid inside the sandbox.
+
+        A chroot would not do: runc finds the mount namespace's root, not ours, when it executes something in a container.
+        """
+        command = self.sandbox.command("unshare", "--mount", sys.executable, "-c", _HOLD, root)
+        self._holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert self._holder.stdout is not None
+        with self._holder.stdout as stdout:
+            pid = stdout.readline().decode().strip()
+        if not pid:
+            raise AssertionError(f"cannot make {root} the root of a mount namespace")
+        return pid
 
     def _spawn(self, *argv: str) -> "subprocess.Popen[bytes]":
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
-                self.sandbox.command("env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "chroot", self._chroot, *argv),
+                self.sandbox.command("nsenter", "-t", self._inside, "-m", "--", *argv),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             )  # fmt: skip
 
     @property
@@ -131,7 +159,7 @@ class Dockerd:
 
     def close(self) -> None:
         """Kill dockerd and containerd; the sandbox ends the rest."""
-        for process in (self.process, self.containerd):
+        for process in (self.process, self.containerd, self._holder):
             if process is not None and process.poll() is None:
                 process.kill()
                 process.wait(DEADLINE)
