@@ -23,11 +23,13 @@ from moorage_host.engine_config import EngineConfig
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder
 from moorage_host.link import keys
+from moorage_host.link.agent import Held
 from moorage_host.link.forwarder import Forwarder, unix_listener
 from moorage_host.machine import console
 from moorage_host.machine.connection import Connection, choose_uri
 from moorage_host.machine.lifecycle import RUNNING, State, move
 from moorage_host.machine.machine import Machine, Power, Progress
+from moorage_host.machine.saved import Plan
 from moorage_host.paths import Paths
 from moorage_host.ports import PortForwards
 from moorage_host.session import Session
@@ -46,6 +48,8 @@ PING_PERIOD = 5.0
 RECONNECT = 30.0  # seconds that a question to the guest waits for the connection
 ADOPTION = 10.0  # seconds that the first status waits for libvirt
 MEETING_PERIOD = 0.3
+RESTORED = 60.0  # seconds in which a restored guest answers; two are usual
+HOLDING = 120.0  # seconds after which the guest is asked though the console has not said that it is held
 IMPATIENCE = 20.0  # seconds after which SSH is tried though the console has not said that sshd starts
 
 
@@ -57,6 +61,7 @@ class Controller:
         self._docker_config = docker_config
         self._settings = Settings()
         self._booted_with: Settings | None = None
+        self._plan = Plan.BOOT  # of the start under way
         self._machine = machine  # else made from the settings when first needed
         self._state = State.ABSENT
         self._since = time.time()
@@ -115,7 +120,9 @@ class Controller:
             cpus=self._settings.cpus,
             memory_mib=self._settings.memory_mib,
             disk_gib=self._settings.disk_gib,
-            restart_needed=running and self._booted_with is not None and self._booted_with != self._settings,
+            restart_needed=running
+            and self._booted_with is not None
+            and _resources(self._booted_with) != _resources(self._settings),
             ssh_port=record.ssh_port if record and running else 0,
             docker_socket=str(self._paths.docker_socket),
             docker_context=name if docker_context.exists(self._docker_config, name) else "",
@@ -182,6 +189,7 @@ class Controller:
                 self._fail(error)
                 raise
             self._warning = started.warning
+            self._plan = started.plan
             self._booted_with = found
             self._boot_began = time.monotonic()
             self._say("waiting for the guest", progress)
@@ -190,6 +198,8 @@ class Controller:
         self._wake.set()
         await self._until(lambda: self._state is State.READY or self._state not in RUNNING, READY_DEADLINE, progress)
         if self._state is not State.READY:
+            if self._plan is not Plan.BOOT:
+                self._machine_for(found).distrust_saved()
             raise self._not_ready()
         self._make_context()
         self._say("", progress)
@@ -394,7 +404,7 @@ class Controller:
 
     async def _paused(self, machine: Machine, reason: str) -> None:
         """A machine that stopped by itself: an accelerator that gave up is replaced by tcg, a full disk is waited out."""
-        accused = "user" not in reason and "error" not in reason
+        accused = not any(word in reason for word in ("user", "error", "save", "migration", "starting"))
         warning = (
             await asyncio.to_thread(machine.blame, f"it stopped the running machine, {reason}") if accused else None
         )
@@ -418,17 +428,18 @@ class Controller:
             await self._replace(machine, warning)
 
     async def _replace(self, machine: Machine, warning: str) -> None:
-        """Start anew without the accelerator that `machine` has been blamed for."""
+        """Start anew without the accelerator, or the saved state, that `machine` has been blamed for."""
         self._close_session()
         self._set(State.STARTING)
         self._boot_began = 0.0
         self._say(warning, None)
         try:
             await machine.kill(self._settings.name)
-            await machine.start(self._settings, lambda step: self._say(step, None))
+            started = await machine.start(self._settings, lambda step: self._say(step, None), use_saved=False)
         except BaseException as error:
             self._fail(error)
             raise
+        self._plan = started.plan
         self._boot_began = time.monotonic()
         self._warning = warning
         self._tell()
@@ -441,12 +452,18 @@ class Controller:
                 self._note("the connection to the guest broke; connecting again")
                 self._engine = None
                 self._move(State.STARTING)
-            if not console.said(self._paths.console_log, console.SSHD_STARTS) and now - self._boot_began < IMPATIENCE:
+            awaited, patience = console.SSHD_STARTS, IMPATIENCE
+            if self._plan is Plan.SAVE:  # questions before that would only keep it from getting there
+                awaited, patience = console.HELD, HOLDING
+            if not console.said(self._paths.console_log, awaited) and now - self._boot_began < patience:
                 return
             try:
                 await session.connect()
             except HostError as error:
                 self._note(error.message)
+                if self._plan is Plan.RESTORE and now - self._boot_began > RESTORED:
+                    self._machine_for(self._settings).distrust_saved()
+                    await self._boot_instead(f"the restored machine does not answer within {RESTORED:.0f} s")
                 return
             self._move(State.BOOTED)
             self._message = ""
@@ -461,6 +478,9 @@ class Controller:
             if answered and self._state is State.BOOTED:
                 self._move(State.READY)
                 self._step = self._message = ""
+                if self._plan is Plan.RESTORE:
+                    self._plan = Plan.BOOT
+                    self._machine_for(self._settings).trust_saved()
                 self._tell()
                 self._follow_ports(session)
             elif not answered and self._state is State.READY and session.connected:
@@ -482,10 +502,51 @@ class Controller:
             if not self._reconciled:
                 self._config_problem = await self.config.reconcile(session)
                 self._reconciled = True
+        except Held:
+            await self._let_go(session)
+            return
         except HostError as error:
             logger.debug("agent: %s", error)
             return
         self._tell()
+
+    async def _let_go(self, session: Session) -> None:
+        """Release a held guest; one that is to be saved at that point is saved and restored first, and then held still."""
+        if self._plan is not Plan.SAVE:
+            try:
+                await session.release()
+            except HostError as error:
+                self._note(f"the guest cannot go on: {error.message}")
+            self._last_meeting = 0.0
+            return
+        self._plan = Plan.BOOT
+        machine, name = self._machine_for(self._settings), self._settings.name
+        self._say("saving the machine for quicker starts", None)
+        session.drop()
+        try:
+            saved = await machine.save(name)
+            if self._state not in RUNNING:
+                return  # its power was cut meanwhile
+            if saved:
+                self._say("restoring the machine", None)
+                await machine.restore(name)
+                self._plan = Plan.RESTORE
+        except HostError as error:
+            await self._boot_instead(error.message)
+            return
+        self._boot_began = time.monotonic()
+        self._move(State.STARTING)
+        self._say("waiting for the guest", None)
+
+    async def _boot_instead(self, why: str) -> None:
+        """Give the saved state up and boot."""
+        machine = self._machine_for(self._settings)
+        warning = f"{why}: the machine boots instead"
+        logger.warning("%s", warning)
+        async with contextlib.AsyncExitStack() as stack:
+            if not self._operation.locked():
+                await stack.enter_async_context(self._exclusively("booting the machine"))
+            await self._replace(machine, warning)
 
     def _agent_said(self, status: protocol.Status) -> None:
         def take() -> None:
@@ -623,3 +684,8 @@ class Controller:
                         progress(said)
                     if reached():
                         return
+
+
+def _resources(chosen: Settings) -> Settings:
+    """What a running machine was started with; how it was started does not matter to it."""
+    return chosen.model_copy(update={"saved_start": "auto"})

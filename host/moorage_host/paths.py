@@ -81,6 +81,21 @@ class Paths:
         return self.machine / "machine.json"
 
     @property
+    def saved_state(self) -> Path:
+        """The machine's memory where every boot is alike, as libvirt saves it; holds the guest's private host key."""
+        return self.machine / "saved.state"
+
+    @property
+    def saved_console(self) -> Path:
+        """What the console had said by then."""
+        return self.machine / "saved.console"
+
+    @property
+    def saved_record(self) -> Path:
+        """What the saved state is valid for."""
+        return self.machine / "saved.json"
+
+    @property
     def accelerators(self) -> Path:
         """Which accelerators failed here, and under what circumstances."""
         return self.state / "accelerators.json"

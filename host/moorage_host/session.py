@@ -6,7 +6,9 @@ Blocking SSH work runs in threads; nothing here starts or stops the machine.
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -28,6 +30,7 @@ ENGINE_SOCKET = "/run/moorage/docker.sock"
 PING = b"GET /_ping HTTP/1.1\r\nHost: moorage\r\nConnection: close\r\n\r\n"
 HANDSHAKE = 20.0  # seconds; a tcg guest on a busy host needs two
 SILENCE = 10.0  # seconds after which a connection that says nothing is taken for dead
+RELEASE = 120.0  # seconds that mounting may take: a disk whose power was cut is repaired first
 AGENT_RETRY = 0.5
 AGENT_PATIENCE = 60.0
 LINK_WAIT = 15.0  # seconds that a client of docker.sock waits for the connection to come back
@@ -163,6 +166,11 @@ class Session:
     async def set_clock(self) -> None:
         """Give the guest the host's time."""
         await self.agent(protocol.ClockSet(ns=time.time_ns()), protocol.Done)
+
+    async def release(self) -> None:
+        """Let a held guest go on, with the host's time and randomness of its own; returns when its data disk is mounted."""
+        random = base64.b64encode(os.urandom(64)).decode("ascii")
+        await self.agent(protocol.Release(ns=time.time_ns(), random=random), protocol.Done, timeout=RELEASE)
 
     async def run(self, command: str, *, timeout: float = 30) -> tuple[int, str]:
         """Run a fixed command in the guest: exit status and output, both streams together."""

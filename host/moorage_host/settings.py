@@ -13,6 +13,7 @@ from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder, write_atomically
 
 Accelerator = Literal["auto", "kvm", "hvf", "tcg"]
+SavedStartSetting = Literal["auto", "on", "off"]
 
 
 def _cpus() -> int:
@@ -36,6 +37,10 @@ class Settings(BaseModel):
     ] = 64
     accelerator: Annotated[
         Accelerator, Field(description="auto tries the processor's virtualization and falls back to tcg")
+    ] = "auto"
+    saved_start: Annotated[
+        SavedStartSetting,
+        Field(description="Start from the state saved at the first start instead of booting; auto does with tcg"),
     ] = "auto"
     libvirt_uri: Annotated[str, Field(min_length=1, description="libvirt connection, or auto")] = "auto"
     image: Annotated[str, Field(description="Folder of the guest image, or auto")] = "auto"

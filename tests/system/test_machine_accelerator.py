@@ -108,8 +108,10 @@ async def test_kvm_that_stops_a_guest_which_had_begun_to_run_is_replaced_and_the
     connection = Connection(choose_uri("auto", paths.embedded_root), paths.embedded_root)
 
     class Westmere(Machine):
-        async def start(self, settings: Settings, progress: Progress, *, cpu_model: str = "") -> Started:
-            return await super().start(settings, progress, cpu_model="Westmere")
+        async def start(
+            self, settings: Settings, progress: Progress, *, cpu_model: str = "", use_saved: bool = True
+        ) -> Started:
+            return await super().start(settings, progress, cpu_model="Westmere", use_saved=use_saved)
 
     settings.save(small_settings(), paths.settings)
     machine = Westmere(paths, connection)

@@ -192,6 +192,14 @@ class ClockSet(Message):
     ns: int
 
 
+class Release(Message):
+    """To a held guest alone. `ns` since the epoch; `random`: 32 bytes or more, base64, that no other start has been given."""
+
+    method: Literal["release"] = "release"
+    ns: int
+    random: str
+
+
 class Trim(Message):
     method: Literal["trim"] = "trim"
 
@@ -246,6 +254,7 @@ Request = Annotated[
     | DaemonReload
     | DaemonKill
     | ClockSet
+    | Release
     | Trim
     | Logs
     | ContainersStop
@@ -267,6 +276,7 @@ RESULTS: dict[str, type[Message]] = {
     "daemon.reload": Done,
     "daemon.kill": Done,
     "clock.set": Done,
+    "release": Done,
     "trim": Trimmed,
     "logs": LogText,
     "containers.stop": StoppedContainers,

@@ -14,6 +14,13 @@ SOCKET = "/run/moorage/agent.sock"
 _CODES = {code.value: code for code in ErrorCode}
 
 
+HELD = "held"
+
+
+class Held(HostError):
+    """The guest waits for its release (docs/architecture.md, "A saved start")."""
+
+
 class Tunnel(Protocol):
     """What the agent's client needs of a link."""
 
@@ -86,6 +93,8 @@ def _lines(channel: paramiko.Channel, method: str) -> Iterator[dict[str, Any]]:
 def _result(answer: dict[str, Any], method: str) -> dict[str, Any]:
     error = answer.get("error")
     if isinstance(error, dict):
+        if error.get("code") == HELD:
+            raise Held(str(error.get("message", "the guest is held")), code=ErrorCode.UNAVAILABLE)
         code = _CODES.get(str(error.get("code", "")), ErrorCode.FAILED)
         raise HostError(str(error.get("message", f"{method} failed")), code=code)
     result = answer.get("result")

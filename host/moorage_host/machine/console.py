@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 SSHD_STARTS = b"sshd starts"
+HELD = b"] held"
 
 
 def size(path: Path) -> int:
@@ -23,11 +24,15 @@ def said(path: Path, words: bytes) -> bool:
         return False
 
 
-def tail(path: Path, lines: int) -> str:
-    """The last `lines` lines, carriage returns and control sequences of the firmware out."""
+def text(path: Path) -> str:
+    """All of it; nothing when there is none."""
     try:
-        text = path.read_bytes().decode("utf-8", "replace")
+        return path.read_bytes().decode("utf-8", "replace")
     except OSError:
         return ""
-    clean = "".join(letter for letter in text if letter == "\n" or letter == "\t" or letter.isprintable())
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last `lines` lines, carriage returns and control sequences of the firmware out."""
+    clean = "".join(letter for letter in text(path) if letter == "\n" or letter == "\t" or letter.isprintable())
     return "\n".join(clean.splitlines()[-lines:])

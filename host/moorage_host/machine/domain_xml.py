@@ -8,6 +8,7 @@ from pathlib import Path
 
 MACHINES = {"amd64": ("x86_64", "q35"), "arm64": ("aarch64", "virt")}
 NETDEV = "hostnet0"  # libvirt's name for the first interface's back end
+HOLD = "moorage.hold"  # on the kernel's command line: wait for the host's release before the data disk is mounted
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Domain:
     """Everything that the XML depends on.
 
     `cpu_model` overrides the processor that the accelerator implies; `run_as_root` is for root at the system driver, whose
-    own QEMU user could not reach the files in root's private folder.
+    own QEMU user could not reach the files in root's private folder. `held` makes the guest wait where it can be saved.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Domain:
     console_log: Path
     cpu_model: str = ""
     run_as_root: bool = False
+    held: bool = False
 
 
 def render(domain: Domain) -> str:
@@ -42,6 +44,10 @@ def render(domain: Domain) -> str:
     root = ET.Element("domain", type={"kvm": "kvm", "hvf": "hvf", "tcg": "qemu"}[domain.accelerator])
     _text(root, "name", domain.name)
     _text(root, "uuid", domain.uuid)
+    if domain.arch == "amd64":
+        ET.SubElement(
+            root, "genid"
+        )  # a new one at each restore, upon which the kernel renews its random numbers at once
     _text(root, "title", "Moorage container engine")
     _text(root, "memory", str(domain.memory_mib), unit="MiB")
     _text(root, "vcpu", str(domain.cpus))
@@ -49,7 +55,7 @@ def render(domain: Domain) -> str:
     _text(system, "type", "hvm", arch=guest_arch, machine=machine)
     _text(system, "kernel", str(domain.kernel))
     _text(system, "initrd", str(domain.initrd))
-    _text(system, "cmdline", domain.cmdline)
+    _text(system, "cmdline", f"{domain.cmdline} {HOLD}" if domain.held else domain.cmdline)
     sysinfo = ET.SubElement(root, "sysinfo", type="fwcfg")
     ET.SubElement(sysinfo, "entry", name="opt/moorage/config", file=str(domain.guest_config))
     features = ET.SubElement(root, "features")
@@ -90,10 +96,10 @@ def _devices(root: ET.Element, domain: Domain) -> None:
     ET.SubElement(interface, "model", type="virtio")
     _at(interface, 4)
     serial = ET.SubElement(devices, "serial", type="file")
-    ET.SubElement(serial, "source", path=str(domain.console_log), append="off")
+    ET.SubElement(serial, "source", path=str(domain.console_log), append="on")
     ET.SubElement(serial, "target", port="0")
     console = ET.SubElement(devices, "console", type="file")
-    ET.SubElement(console, "source", path=str(domain.console_log), append="off")
+    ET.SubElement(console, "source", path=str(domain.console_log), append="on")
     ET.SubElement(console, "target", type="serial", port="0")
     balloon = ET.SubElement(devices, "memballoon", model="virtio", freePageReporting="on")
     ET.SubElement(balloon, "stats", period="10")

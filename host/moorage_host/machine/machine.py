@@ -22,7 +22,8 @@ from moorage_contract.image_manifest import Manifest
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder, write_atomically
 from moorage_host.link import keys
-from moorage_host.machine import accelerator, console, disk, domain_xml, forward, image
+from moorage_host.machine import accelerator, console, disk, domain_xml, forward, image, saved
+from moorage_host.machine.accelerator import Circumstances
 from moorage_host.machine.connection import Connection
 from moorage_host.machine.library import libvirt
 from moorage_host.paths import Paths
@@ -65,13 +66,15 @@ class Record:
 class Started:
     """How a start went. `warning` is one sentence when another accelerator was tried first and failed.
 
-    `fallback_seconds` is then how long it took from the first try until QEMU ran with tcg.
+    `fallback_seconds` is then how long it took from the first try until QEMU ran with tcg. `plan`: the guest of a machine that was
+    restored waits for its release, that of one to be saved for `save`.
     """
 
     accelerator: str
     ssh_port: int
     warning: str
     fallback_seconds: float = 0.0
+    plan: saved.Plan = saved.Plan.BOOT
 
 
 class Machine:
@@ -81,6 +84,8 @@ class Machine:
         self._paths = paths
         self._connection = connection
         self._runs_since = 0.0  # monotonic, of the last start
+        self._saved = saved.SavedState(paths)
+        self._saved_key = ""  # of the start under way, or the last
 
     @property
     def connection(self) -> Connection:
@@ -112,11 +117,14 @@ class Machine:
 
         return await self._connection.call(look)
 
-    async def start(self, settings: Settings, progress: Progress, *, cpu_model: str = "") -> Started:
+    async def start(
+        self, settings: Settings, progress: Progress, *, cpu_model: str = "", use_saved: bool = True
+    ) -> Started:
         """Define and start the machine; returns when it runs and has printed something, with its SSH port.
 
         With the accelerator `auto`, one that fails within seconds is given up for tcg, and remembered. Raises HostError.
-        `cpu_model` overrides the processor model that an accelerator implies.
+        `cpu_model` overrides the processor model that an accelerator implies. With a saved state that fits, the machine goes on from
+        that, unless not `use_saved`; one that cannot be restored is removed, and the machine boots.
         """
         if self._connection.remote:
             raise HostError(
@@ -146,9 +154,25 @@ class Machine:
         keys.write_guest_config(self._paths.guest_config, pair, self._paths.host_key, settings.name)
         warning = ""
         began, fallback_seconds = time.monotonic(), 0.0
+        plan = saved.Plan.BOOT
+        if use_saved:
+            plan = await self._plan(settings, dataclasses.replace(domain, held=True), manifest, now, pair)
+        domain = dataclasses.replace(domain, held=plan is not saved.Plan.BOOT)
+        port = 0
+        if plan is saved.Plan.RESTORE:
+            try:
+                progress(f"restoring the machine ({choice.name})")
+                port = await self.restore(settings.name, domain)
+            except HostError as error:
+                warning = f"{error.message}: the machine boots instead"
+                logger.warning("%s", warning)
+                progress(warning)
+                plan = saved.Plan.BOOT
+                domain = dataclasses.replace(domain, held=False)
         try:
-            progress(f"starting the machine ({choice.name})")
-            port = await self._boot(domain, record, untried=choice.may_fall_back)
+            if not port:
+                progress(f"starting the machine ({choice.name})")
+                port = await self._boot(domain, record, untried=choice.may_fall_back)
         except HostError as error:
             if not choice.may_fall_back:
                 raise
@@ -156,7 +180,8 @@ class Machine:
             warning = f"{choice.name} does not work on this host ({error.message}); the machine runs with tcg, which is slower"
             logger.warning("%s", warning)
             progress(warning)
-            domain = dataclasses.replace(domain, accelerator="tcg", cpu_model="")
+            plan = saved.Plan.BOOT
+            domain = dataclasses.replace(domain, accelerator="tcg", cpu_model="", held=False)
             port = await self._boot(domain, record, untried=False)
             fallback_seconds = self._runs_since - began
             logger.info("the machine ran with tcg %.1f s after the first try", fallback_seconds)
@@ -171,7 +196,76 @@ class Machine:
                 accelerator_note=warning or choice.note,
             )
         )
-        return Started(domain.accelerator, port, warning, fallback_seconds)
+        return Started(domain.accelerator, port, warning, fallback_seconds, plan)
+
+    async def _plan(
+        self, settings: Settings, domain: domain_xml.Domain, manifest: Manifest, now: Circumstances, pair: keys.Keys
+    ) -> saved.Plan:
+        """How to start, with or without a saved state."""
+        if not saved.wanted(settings.saved_start, domain.accelerator, domain.arch):
+            self._saved.drop()
+            return saved.Plan.BOOT
+        library = await self._connection.call(lambda connection: int(connection.getLibVersion()))
+
+        def look() -> saved.Plan:
+            self._saved_key = saved.key(domain, manifest, now, pair, library, disk.virtual_size(self._paths.disk))
+            return self._saved.plan(self._saved_key)
+
+        return await asyncio.to_thread(look)
+
+    async def save(self, name: str) -> bool:
+        """Save the running machine, whose guest is held, which ends it. False when that cannot be and the machine goes on.
+
+        Raises HostError when the machine is off and not saved.
+        """
+
+        def write(connection: libvirt.virConnect) -> bool:
+            domain = self._own(connection, name)
+            return domain is not None and saved.save(domain, self._saved.staged)
+
+        try:
+            done = await self._connection.call(write, deadline=saved.DEADLINE)
+            if done:
+                await asyncio.to_thread(self._saved.keep, self._saved_key)
+        except HostError:
+            self._saved.failed(self._saved_key)
+            raise
+        if not done:
+            self._saved.failed(self._saved_key)
+        return done
+
+    async def restore(self, name: str, domain: domain_xml.Domain | None = None) -> int:
+        """Let the machine go on from its saved state; its SSH port. `domain` is defined first, when it is given.
+
+        Raises HostError when it cannot, with no machine running and the state removed.
+        """
+        self._saved.continue_console()
+        preferred = self.record().ssh_port
+
+        def run(connection: libvirt.virConnect) -> int:
+            if domain is not None and self._define(connection, domain) != domain.uuid:
+                raise HostError("it is another machine's")
+            saved.restore(connection, self._saved.path)
+            present = self._own(connection, name)
+            if present is None:
+                raise HostError("it is another machine's")
+            return forward.ensure(present, preferred)
+
+        try:
+            return await self._connection.call(run, deadline=saved.DEADLINE)
+        except (HostError, libvirt.libvirtError) as error:
+            self._saved.failed(self._saved_key)
+            with contextlib.suppress(HostError):
+                await self.kill(name)
+            raise HostError(f"the machine's saved state cannot be used ({_first_fault(str(error))})") from error
+
+    def distrust_saved(self) -> None:
+        """The machine was restored, and does not answer: remove the state that it came from."""
+        self._saved.failed(self._saved_key)
+
+    def trust_saved(self) -> None:
+        """The machine was restored, and its engine answers."""
+        self._saved.works()
 
     def blame(self, reason: str) -> str | None:
         """Remember that the accelerator of the running machine failed after boot; the warning to show, or None when it was tcg.

@@ -33,7 +33,7 @@ def domain(arch: str = "amd64", accelerator: str = "tcg", **more: object) -> Dom
 @pytest.mark.parametrize(("arch", "accelerator"), CASES)
 def test_domain_is_valid_by_libvirts_schema(arch: str, accelerator: str) -> None:
     schema = etree.RelaxNG(etree.parse(SCHEMA))
-    for more in ({}, {"run_as_root": True}, {"cpu_model": "Westmere"}):
+    for more in ({}, {"run_as_root": True}, {"cpu_model": "Westmere"}, {"held": True}):
         document = etree.fromstring(render(domain(arch, accelerator, **more)))
         assert schema.validate(document), schema.error_log
 
@@ -71,3 +71,10 @@ def test_libvirt_takes_the_domain_and_keeps_one_definition() -> None:
         assert first.name() == "moorage"
     finally:
         connection.close()
+
+
+def test_held_guest_is_told_on_the_kernels_command_line_and_renews_its_random_numbers() -> None:
+    document = etree.fromstring(render(domain(held=True)))
+    assert document.findtext("os/cmdline") == "quiet console=ttyS0 moorage.hold"
+    assert etree.fromstring(render(domain())).findtext("os/cmdline") == "quiet console=ttyS0"
+    assert document.find("genid") is not None

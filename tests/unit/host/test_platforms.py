@@ -55,6 +55,7 @@ LINUX_PLACES = {
         *("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock", "/var/run/libvirt/libvirt-sock"),
     },
     "host/machine/domain_xml.py": {"/dev/urandom"},  # macOS has it too
+    "host/machine/saved.py": {"/proc/cpuinfo"},  # else what Python knows of the processor
     "host/session.py": {"/run/moorage/docker.sock"},  # in the guest
     "host/link/agent.py": {"/run/moorage/agent.sock"},  # in the guest
 }

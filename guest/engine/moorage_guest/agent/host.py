@@ -116,6 +116,13 @@ class HostServer:
             for connection in watchers:
                 connection.send({"event": "status", "result": status})
 
+    def close(self) -> None:
+        """Stop listening and let go of everybody; the socket's name stays for who listens there next."""
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        for connection in list(self.connections):
+            connection.close()
+
     def handle(self, connection: HostConnection, line: bytes) -> None:
         """Act on one request line."""
         number: object = None

@@ -1,6 +1,5 @@
 """The agent as the guest's supervisor: puts its parts together, and decides when they start and end."""
 
-import contextlib
 import gc
 import os
 import signal
@@ -9,11 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from moorage_guest.agent import bootlog
 from moorage_guest.agent.config import Config
 from moorage_guest.agent.containers import Containers
 from moorage_guest.agent.daemon import Daemon
 from moorage_guest.agent.engines import BUILT_IN, Engines
 from moorage_guest.agent.forking import spawn_program
+from moorage_guest.agent.hold import MOUNT, wait_for_release
 from moorage_guest.agent.host import HostServer
 from moorage_guest.agent.logfile import LogFile
 from moorage_guest.agent.methods import Methods
@@ -36,13 +37,20 @@ _POWER_OFF = ("/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff")
 
 
 def supervise(data_root: Path, exec_root: Path, config_file: Path, arguments: Sequence[str]) -> int:
-    """Serve until SIGTERM; return the exit status. Replaces itself by the agent of the engine in force."""
+    """Serve until SIGTERM; return the exit status. Replaces itself by the agent of the engine in force.
+
+    In a guest that init holds, the data disk comes only with the release.
+    """
+    mount = os.environ.pop(MOUNT, "")
+    if mount and not wait_for_release(exec_root, mount):
+        return 1
     folder = data_root / "log"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = LogFile(folder / "agent.log")
     engines = Engines(data_root)
     _enter_engine(engines, exec_root, log)
-    return Supervisor(data_root, exec_root, config_file, arguments, engines, log, LogFile(folder / "daemon.log")).run()
+    supervisor = Supervisor(data_root, exec_root, config_file, arguments, engines, log, LogFile(folder / "daemon.log"))
+    return supervisor.run(rehearsed=bool(mount))
 
 
 def _enter_engine(engines: Engines, exec_root: Path, log: LogFile) -> None:
@@ -73,13 +81,6 @@ def _execute(engines: Engines) -> NoReturn:
     environment["MOORAGE_ENGINE"] = engines.current
     argv = [sys.executable, "-m", "moorage_guest.agent.main", *sys.argv[1:]]
     os.execve(sys.executable, argv, environment)  # descriptors close: to the others this is an agent that died
-
-
-def _tell_console(path: str) -> None:
-    """Close the boot's list of steps on the console, which init has named; whoever takes over later has no boot to tell of."""
-    if path:
-        with contextlib.suppress(OSError), open(path, "w") as console, open("/proc/uptime") as uptime:
-            console.write(f"moorage: boot [{uptime.read().split()[0]}] engine ready\n")
 
 
 class Supervisor:
@@ -127,7 +128,8 @@ class Supervisor:
 
         def ready() -> None:
             (exec_root / "engine.attempts").unlink(missing_ok=True)
-            _tell_console(os.environ.pop("MOORAGE_CONSOLE", ""))
+            bootlog.tell("engine ready")
+            bootlog.close()
             config.daemon_ready()
 
         daemon.on_ready = ready
@@ -145,12 +147,13 @@ class Supervisor:
         self._host = HostServer(loop, exec_root / "agent.sock", methods.table, methods.status)
         daemon.on_change = self._shims.on_change = self._changed
 
-    def run(self) -> int:
+    def run(self, *, rehearsed: bool) -> int:
         """Serve until told to end, or to become another engine's agent."""
         self._log(f"agent {os.getpid()} begins, engine {self._engines.version_of(self._engines.current)}")
         self._shims.find()
         self._daemon.begin()
-        rehearse(self._loop, self._exec_root)  # meanwhile the zygote imports
+        if not rehearsed:
+            rehearse(self._loop, self._exec_root)  # meanwhile the zygote imports
         self._loop.later(_LOG_INTERVAL, self._look_at_log)
         self._log.redirect_stdio()
         gc.collect()

@@ -1,0 +1,137 @@
+"""A saved start: the second start goes on from what the first one saved, and is a new boot in all that matters."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from moorage_host.client import Client
+
+from tests.support.host import wait_ended
+from tests.support.images import BUSYBOX_IMAGE, busybox_archive
+from tests.support.vm import Vm, vm_of_its_own
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
+
+# boot's id, randomness of the kernel's, randomness of the daemon's (an id that it made), clock, clock of the hardware
+LOOK = "cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx8; cat /sys/class/rtc/rtc0/since_epoch"
+
+
+@dataclass
+class Seen:
+    """What tells one boot from another, and how far its clocks were off in seconds."""
+
+    unique: set[str]
+    drift: float
+    hardware_drift: float
+
+
+def look(vm: Vm) -> Seen:
+    boot, random, hardware = vm.run(LOOK).split("\n")[:3]
+    volume = vm.docker("volume", "create").strip()
+    clock = vm.status().engine
+    assert clock is not None
+    return Seen({boot, random.strip(), volume}, clock.clock - time.time(), int(hardware) - time.time())
+
+
+@pytest.fixture(scope="module")
+def vm() -> Iterator[Vm]:
+    """A machine that has been started once, has saved itself then, and runs a container that comes back."""
+    with vm_of_its_own(accelerator="tcg") as found:
+        steps: list[str] = []
+        found.client.start(steps.append)
+        assert any("saving" in step for step in steps), steps
+        found.docker("load", "-i", str(busybox_archive()))
+        found.docker("run", "-d", "--name", "kept", "--restart", "always", BUSYBOX_IMAGE, "sleep", "1000000")
+        yield found
+
+
+def restored(vm: Vm) -> bool:
+    """Whether the machine that runs goes on from a saved state."""
+    return "saved here; restored" in vm.paths.console_log.read_text(errors="replace")
+
+
+def wait_container(vm: Vm) -> None:
+    end = time.monotonic() + 120
+    while vm.docker("inspect", "-f", "{{.State.Running}}", "kept").strip() != "true":
+        assert time.monotonic() < end, "the container did not come back"
+        time.sleep(0.2)
+
+
+def test_each_start_is_a_new_boot_with_the_right_time_and_the_data_of_the_last(vm: Vm) -> None:
+    seen = [look(vm)]
+    vm.run("echo in order > /var/lib/moorage/mark")
+    vm.client.stop()
+    assert vm.paths.saved_state.stat().st_mode & 0o777 == 0o600
+    steps: list[str] = []
+    began = vm.client.start(steps.append).since
+    assert any("restoring" in step for step in steps) and not any("saving" in step for step in steps), steps
+    assert vm.run("cat /var/lib/moorage/mark") == "in order\n"
+    seen.append(look(vm))
+    wait_container(vm)
+    state = json.loads(vm.docker("inspect", "-f", "{{json .State}}", "kept"))
+    assert state["StartedAt"] > time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(began - 60))
+    vm.run("echo cut > /var/lib/moorage/mark; sync")
+    vm.client.kill()
+    vm.client.start()
+    assert restored(vm)
+    assert vm.run("cat /var/lib/moorage/mark") == "cut\n"
+    seen.append(look(vm))
+    wait_container(vm)
+    assert len(set[str]().union(*(one.unique for one in seen))) == 9, seen
+    assert all(abs(one.drift) < 5 and abs(one.hardware_drift) < 5 for one in seen), seen
+
+
+def test_console_tells_of_both_boot_and_restore(vm: Vm) -> None:
+    text = vm.paths.console_log.read_text(errors="replace")
+    steps = ["agent starts", "held", "saved here; restored at", "released", "data disk: mounted", "engine ready"]
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places), text
+
+
+def test_damaged_state_gives_way_to_a_boot_with_one_warning_and_is_made_anew(vm: Vm) -> None:
+    vm.client.stop()
+    before = vm.paths.saved_state.stat()
+    with vm.paths.saved_state.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"\xa5" * (1 << 20))
+    os.utime(vm.paths.saved_state, ns=(before.st_atime_ns, before.st_mtime_ns))
+    steps: list[str] = []
+    status = vm.client.start(steps.append)
+    assert status.state == "ready" and "saved state cannot be used" in status.warning
+    assert len([step for step in steps if "boots instead" in step]) == 1, steps
+    assert not restored(vm) and not vm.paths.saved_state.exists()
+    wait_container(vm)
+    vm.client.stop()
+
+
+@pytest.mark.parametrize("moment", ["saving the machine", "restoring the machine"])
+def test_start_works_after_a_backend_that_was_killed_in_the_middle_of_one(vm: Vm, moment: str) -> None:
+    """Whatever it left of machine and files is taken over, or made anew."""
+    vm.client.stop()
+    vm.paths.saved_state.unlink(missing_ok=True)
+    backend = vm.status().backend.pid
+    there = threading.Event()
+
+    def start() -> None:
+        def step(text: str) -> None:
+            if moment in text:
+                there.set()
+
+        try:
+            Client(vm.paths).start(step)
+        except Exception:  # its backend dies
+            there.set()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert there.wait(300)
+    os.kill(backend, signal.SIGKILL)
+    wait_ended(backend)
+    thread.join()
+    assert vm.client.start().state == "ready"
+    wait_container(vm)
