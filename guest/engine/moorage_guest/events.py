@@ -21,13 +21,20 @@ log = logging.getLogger(__name__)
 #: dockerd replays 256 events; a restart of the daemon used to lose even those, so more are kept here.
 HISTORY = 1024
 
+#: Nanoseconds by which the last event may be ahead of the clock without the clock having been set back.
+_AHEAD = 1_000_000_000
+
 #: A subscriber that is this many events behind is cut off rather than kept in memory.
 BACKLOG = 4096
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened. ``time_ns`` is nanoseconds since the epoch and never repeats or goes back."""
+    """One thing that happened.
+
+    ``time_ns`` is nanoseconds since the epoch; it goes back only when the clock was set back. ``number`` counts all events,
+    whatever the clock says, also those of daemons before.
+    """
 
     type: str
     action: str
@@ -35,6 +42,7 @@ class Event:
     attributes: Mapping[str, str] = field(default_factory=dict)
     time_ns: int = 0
     scope: str = "local"
+    number: int = 0
 
     def to_api(self) -> dict[str, object]:
         """Return the EventMessage of the Engine API, with the legacy fields containers and images have."""
@@ -62,12 +70,14 @@ class EventBus:
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._queues: set[asyncio.Queue[Event | None]] = set()
         self._last_ns = 0
+        self._last_number = 0
         self._journal = journal
         self._descriptor = -1
         self._written = 0
         if journal is not None:
             self._history.extend(_read(journal))
-            self._last_ns = self._history[-1].time_ns if self._history else 0
+            if self._history:
+                self._last_ns, self._last_number = self._history[-1].time_ns, self._history[-1].number
             self._rewrite()
 
     def publish(
@@ -80,9 +90,12 @@ class EventBus:
         time_ns: int | None = None,
     ) -> Event:
         """Record an event and hand it to every subscriber. ``time_ns`` is for what happened while nobody watched."""
-        stamp = max(time_ns if time_ns is not None else time.time_ns(), self._last_ns + 1)
-        self._last_ns = stamp
-        event = Event(type, action, actor_id, dict(attributes or {}), stamp)
+        now = time.time_ns()
+        if self._last_ns > now + _AHEAD:  # the clock was set back: what happens now happens now
+            self._last_ns = 0
+        self._last_ns = max(time_ns if time_ns is not None else now, self._last_ns + 1)
+        self._last_number += 1
+        event = Event(type, action, actor_id, dict(attributes or {}), self._last_ns, number=self._last_number)
         self._history.append(event)
         self._note(event)
         for queue in list(self._queues):
@@ -102,6 +115,10 @@ class EventBus:
             for event in self._history
             if (since_ns is None or event.time_ns >= since_ns) and (until_ns is None or event.time_ns <= until_ns)
         ]
+
+    def after(self, number: int, until_ns: int | None = None) -> list[Event]:
+        """Return remembered events that came later than the one with this number, oldest first."""
+        return [event for event in self.history(until_ns=until_ns) if event.number > number]
 
     @contextlib.asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[Event]]:
@@ -125,6 +142,11 @@ class EventBus:
     def last_ns(self) -> int:
         """When the last event was."""
         return self._last_ns
+
+    @property
+    def last_number(self) -> int:
+        """How many events there have been."""
+        return self._last_number
 
     @property
     def listeners(self) -> int:
@@ -171,7 +193,7 @@ class EventBus:
 def _line(event: Event) -> bytes:
     record: dict[str, Any] = {
         "type": event.type, "action": event.action, "id": event.actor_id, "attributes": dict(event.attributes),
-        "ns": event.time_ns,
+        "ns": event.time_ns, "number": event.number,
     }  # fmt: skip
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
@@ -182,11 +204,17 @@ def _read(journal: Path) -> list[Event]:
         lines = journal.read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    events = []
+    events: list[Event] = []
     for line in lines:
         try:
             record = json.loads(line)
-            events.append(Event(record["type"], record["action"], record["id"], record["attributes"], record["ns"]))
+            before = events[-1].number if events else 0
+            events.append(
+                Event(
+                    record["type"], record["action"], record["id"], record["attributes"], record["ns"],
+                    number=record.get("number", before + 1),  # an earlier daemon's have none
+                )
+            )  # fmt: skip
         except (ValueError, KeyError, TypeError):
             log.warning("event journal %s: a damaged line is left out", journal)
     return events

@@ -101,6 +101,12 @@ def test_clock_jumps_leave_logs_health_and_restarts_sane(engine_ready: Vm, busy:
         eventually("the guest's clock", lambda: abs(float(vm.run("date +%s")) - time.time()) < 5)
         eventually("new probes", lambda p=probes: _probes(vm) not in ("", p), 30)  # type: ignore[misc]
         eventually("another restart", lambda s=starts: _restarts(vm) > s, 90)  # type: ignore[misc]
+        name = "named-before" if jump == "+86400" else "named-after"
+        vm.docker("rename", "well", name)
+        vm.docker("rename", name, "well")
+        told = vm.docker("events", "--since", "60s", "--until", "0s", "--filter", "event=rename")
+        assert f"name={name}" in told, told
+        assert vm.docker("ps", "--filter", "name=again", "--format", "{{.Status}}").startswith(("Up ", "Restarting"))
         busy.check_untouched()
         busy.check_goes_on()
     assert vm.docker("inspect", "-f", "{{.State.Health.Status}}", "well").strip() == "healthy"

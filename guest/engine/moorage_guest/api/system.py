@@ -52,7 +52,11 @@ class SystemService:
     async def resume_events(self, record: dict[str, Any], lasting: LastingStream) -> None:
         """Go on with an answer to GET /events that an earlier daemon began."""
         async with self.events.subscribe() as live:
-            await self.send_events(lasting, record, live, self.events.history(record["last"] + 1, record["until"]))
+            if "number" in record:
+                missed = self.events.after(record["number"], record["until"])
+            else:  # of an engine that knew times only
+                missed = self.events.history(record["last"] + 1, record["until"])
+            await self.send_events(lasting, record, live, missed)
 
     async def send_events(
         self, lasting: LastingStream, resume: dict[str, Any], live: AsyncIterator[Event], backlog: list[Event]
@@ -63,7 +67,7 @@ class SystemService:
         async def send() -> None:
             record = resume
             async for event in _bounded(live, backlog, resume["until"]):
-                record = {**record, "last": event.time_ns}
+                record = {**record, "last": event.time_ns, "number": event.number}
                 if matches(event):
                     data = _line(event)
                     await lasting.send(b"%x\r\n%b\r\n" % (len(data), data), record)
@@ -164,7 +168,10 @@ class _Handlers:
             response = await stream_response(request)
             agent, transport = self._service.agent, request.transport
             if agent is not None and agent.supervised and transport is not None and resume["chunked"]:
-                resume["last"] = self._service.events.last_ns if since is None else 0
+                # Until the first is sent, the next daemon would begin as we do.
+                resume["last"] = self._service.events.last_ns if since is None else since - 1
+                if since is None:
+                    resume["number"] = self._service.events.last_number
                 request.give_away()
                 lasting = await agent.open_lasting(transport.get_extra_info("socket"), resume)
                 if lasting is not None:
@@ -204,16 +211,13 @@ def _line(event: Event) -> bytes:
 
 async def _bounded(live: AsyncIterator[Event], backlog: list[Event], until: int | None) -> AsyncIterator[Event]:
     """Yield the backlog, then what happens, until the time given (nanoseconds)."""
-    last = 0
     for event in backlog:
-        last = event.time_ns
         yield event
     try:
         deadline = None if until is None else until / 1e9 - datetime.now(UTC).timestamp()
         async with asyncio.timeout(None if deadline is None else max(deadline, 0)):
             async for event in live:
-                if event.time_ns > last:
-                    yield event
+                yield event
     except TimeoutError:
         return
 
