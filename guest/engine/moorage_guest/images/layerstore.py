@@ -96,10 +96,12 @@ class LayerStore:
         root.chmod(0o700)
         tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.unpackers: ThreadPoolExecutor = kernel.umask_free_executor(2, "unpack")
+        self._helpers: ThreadPoolExecutor = kernel.umask_free_executor(2, "files")
 
     def close(self) -> None:
         """End the threads."""
         self.unpackers.shutdown(wait=True, cancel_futures=True)
+        self._helpers.shutdown(wait=True)
 
     # -- start --------------------------------------------------------------------------------------------------------
 
@@ -201,7 +203,13 @@ class LayerStore:
                 free = max(self.free_bytes() - RESERVE, 0)
                 size = os.fstat(tar).st_size
                 done: Unpacked = self.unpackers.submit(
-                    unpack, tar, size, work / "diff", base=not parent, free_bytes=free
+                    unpack,
+                    tar,
+                    size,
+                    work / "diff",
+                    base=not parent,
+                    free_bytes=free,
+                    helpers=self._helpers,
                 ).result()
                 return self._finish(work, chain_id, parent, diff_id, digest, media_type, done.size)
             except BaseException:

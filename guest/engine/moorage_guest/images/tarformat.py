@@ -15,6 +15,7 @@ from moorage_guest.postponed import postponed
 
 with postponed("tarfile"):
     import tarfile
+import zlib
 
 BLOCK = 512
 END = bytes(BLOCK)
@@ -73,6 +74,13 @@ def _number(raw: bytes) -> int:
     return int(text, 8) if text else 0
 
 
+def _checksum(head: bytes) -> int:
+    """Return the sum of a header's bytes, its own field counted as spaces."""
+    # Below 65521, as the sum of ASCII is, the lower half of Adler-32 is the sum and one, at a tenth of the cost.
+    total = (zlib.adler32(head) & 0xFFFF) - 1 if head.isascii() else sum(head)
+    return total - sum(head[148:156]) + 256
+
+
 def _text(raw: bytes) -> str:
     end = raw.find(b"\0")
     return os.fsdecode(raw if end < 0 else raw[:end])
@@ -129,7 +137,7 @@ def read_entries(read: Reader, skip: Skipper, *, start: int = 0) -> Iterator[Ent
         try:
             checksum = _number(head[148:156])
             size = _number(head[124:136])
-            if checksum != sum(head[:148]) + sum(head[156:]) + 256:
+            if checksum != _checksum(head):
                 raise TarError("archive/tar: invalid tar header")
             kind = chr(head[156])
             if kind in "xgLK":
@@ -214,7 +222,7 @@ def _apply(entry: Entry, records: dict[str, bytes]) -> None:
 def looks_like_tar(block: bytes) -> bool:
     """Whether the first 512 bytes of a file are a tar header."""
     try:
-        return any(block) and _number(block[148:156]) == sum(block[:148]) + sum(block[156:BLOCK]) + 256
+        return any(block) and _number(block[148:156]) == _checksum(block[:BLOCK])
     except ValueError:
         return False
 

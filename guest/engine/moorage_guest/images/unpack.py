@@ -13,6 +13,8 @@ import errno
 import mmap
 import os
 import stat
+from collections import deque
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +45,9 @@ HARMLESS_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5
 
 #: Entries that one layer may have; the largest real ones have some hundred thousand.
 MAX_ENTRIES = 4_000_000
+
+#: Files, and bytes of them, that are written by a helper thread in one go; and how many such goes may wait.
+_BATCH_FILES, _BATCH_BYTES, _WAITING = 64, 4 << 20, 8
 
 #: Content up to this size is written from the mapped archive, more is copied inside the kernel.
 _SMALL = 256 << 10
@@ -79,6 +84,62 @@ def clean_name(name: str) -> str:
             raise TarError(f'"{name}" is outside of the layer')
         return "/".join(parts)
     return name
+
+
+class _Files:
+    """Writes regular files, in helper threads if there are any: most of the time goes to the kernel, which takes both cores.
+
+    Folders are there before their files are handed over, so files may be written in any order. To be closed.
+    """
+
+    def __init__(self, content: "_Content", state: _State, helpers: Executor | None) -> None:
+        self._content = content
+        self._state = state
+        self._helpers = helpers
+        self._batch: list[tuple[str, Entry]] = []
+        self._bytes = 0
+        self._running: deque[Future[None]] = deque()
+        self._unsettled: set[str] = set()
+
+    def add(self, path: str, entry: Entry) -> None:
+        """Write a file, now or later. Raises TarError, OSError, also for files added before."""
+        if self._helpers is None:
+            self._write(path, entry)
+            return
+        self._batch.append((path, entry))
+        self._bytes += entry.size
+        if len(self._batch) >= _BATCH_FILES or self._bytes >= _BATCH_BYTES:
+            if len(self._running) >= _WAITING:
+                self._running.popleft().result()
+            self._running.append(self._helpers.submit(self._write_all, self._batch))
+            self._unsettled.update(path for path, _ in self._batch)
+            self._batch, self._bytes = [], 0
+
+    def settle(self, path: str = "") -> None:
+        """Wait until a file is there, or all are. Raises TarError, OSError."""
+        if path and path not in self._unsettled and all(path != waiting for waiting, _ in self._batch):
+            return
+        batch, self._batch, self._bytes = self._batch, [], 0
+        self._write_all(batch)
+        while self._running:
+            self._running.popleft().result()
+        self._unsettled.clear()
+
+    def close(self) -> None:
+        """Wait until nobody writes any more."""
+        for future in self._running:
+            future.cancel()
+        wait(self._running)
+
+    def _write_all(self, batch: list[tuple[str, Entry]]) -> None:
+        for path, entry in batch:
+            self._write(path, entry)
+
+    def _write(self, path: str, entry: Entry) -> None:
+        _file(path, entry, self._content)
+        if self._state.inherits_group and not entry.gid:  # its folder may have forced a group on it
+            os.chown(path, entry.uid, entry.gid)
+            os.chmod(path, entry.mode)
 
 
 class _Content(Protocol):
@@ -139,10 +200,13 @@ class _Flowing:
         entry.size = -1  # so that nobody skips it again
 
 
-def unpack(archive: int, size: int, target: Path, *, base: bool, free_bytes: int) -> Unpacked:
+def unpack(
+    archive: int, size: int, target: Path, *, base: bool, free_bytes: int, helpers: Executor | None = None
+) -> Unpacked:
     """Unpack ``size`` bytes of the open file ``archive`` into the empty folder ``target``.
 
-    Blocking; runs in a thread of `kernel.umask_free_executor`. ``base``: there is no layer below, so whiteouts mean nothing.
+    Blocking; runs in a thread of `kernel.umask_free_executor`, as are those of ``helpers``, which write files meanwhile.
+    ``base``: there is no layer below, so whiteouts mean nothing.
     Raises TarError for a damaged or hostile archive, OSError when the disk is at fault.
     """
     if size == 0:
@@ -163,33 +227,37 @@ def unpack(archive: int, size: int, target: Path, *, base: bool, free_bytes: int
             if position > size:
                 raise TarError("unexpected EOF")
 
-        return _unpack(read, skip, _Mapped(archive, size, view), target, base, free_bytes)
+        return _unpack(read, skip, _Mapped(archive, size, view), target, base, free_bytes, helpers)
 
 
 def unpack_stream(source: BufferedSource, target: Path, *, base: bool, free_bytes: int) -> Unpacked:
     """As `unpack` for an archive that is still coming: reads it to its end, also what follows the last entry."""
-    done = _unpack(source.read, source.skip, _Flowing(source), target, base, free_bytes)
+    done = _unpack(source.read, source.skip, _Flowing(source), target, base, free_bytes, None)
     while source.piece(1 << 20):
         pass
     return done
 
 
-def _unpack(read: Reader, skip: Skipper, content: _Content, target: Path, base: bool, free_bytes: int) -> Unpacked:
+def _unpack(
+    read: Reader, skip: Skipper, content: _Content, target: Path, base: bool, free_bytes: int, helpers: Executor | None
+) -> Unpacked:
     result = Unpacked()
     state = _State(str(target) + "/", base)
-    for entry in read_entries(read, skip):
-        result.entries += 1
-        if result.entries > MAX_ENTRIES:
-            raise TarError(f"a layer with more than {MAX_ENTRIES} entries is refused")
-        result.size += entry.size if entry.kind != SYMLINK else len(os.fsencode(entry.link))
-        if result.size > free_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        _place(state, entry, content)
+    with contextlib.closing(_Files(content, state, helpers)) as files:
+        for entry in read_entries(read, skip):
+            result.entries += 1
+            if result.entries > MAX_ENTRIES:
+                raise TarError(f"a layer with more than {MAX_ENTRIES} entries is refused")
+            result.size += entry.size if entry.kind != SYMLINK else len(os.fsencode(entry.link))
+            if result.size > free_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+            _place(state, entry, files)
+        files.settle()
     _finish(state)
     return result
 
 
-def _place(state: _State, entry: Entry, content: _Content) -> None:
+def _place(state: _State, entry: Entry, files: _Files) -> None:
     name = clean_name(entry.name)
     if not name:
         if entry.kind == FOLDER:
@@ -216,8 +284,9 @@ def _place(state: _State, entry: Entry, content: _Content) -> None:
     if name in state.others or name in state.links or (entry.kind != FOLDER and name in state.folders):
         raise TarError(f'duplicate entry "{entry.name}" in a layer')
     if entry.kind == REGULAR:
-        _file(path, entry, content)
+        files.add(path, entry)
         state.others.add(name)
+        return
     elif entry.kind == FOLDER:
         if name not in state.folders:
             os.mkdir(path, 0o755)
@@ -228,6 +297,7 @@ def _place(state: _State, entry: Entry, content: _Content) -> None:
         state.links[name] = entry.link
     elif entry.kind == HARD_LINK:
         source = _link_source(state, entry)
+        files.settle(state.root + source)
         try:
             os.link(state.root + source, path, follow_symlinks=False)
         except FileNotFoundError:
@@ -267,21 +337,15 @@ def _file(path: str, entry: Entry, content: _Content) -> None:
 
 
 def _owner_and_mode(state: _State, path: str, entry: Entry) -> None:
-    """Set what the creating call did not. A file is complete already, but for a group that its folder forced on it."""
-    if entry.kind == REGULAR:
-        if state.inherits_group and not entry.gid:
-            os.chown(path, entry.uid, entry.gid)
-            os.chmod(path, entry.mode)
-        return
+    """Set what the creating call did not."""
+    if entry.kind == FOLDER and entry.mode & stat.S_ISGID:
+        state.inherits_group = True  # before it is so: whoever makes a file in it from now on looks
     os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
     if entry.kind != SYMLINK:
         os.chmod(path, entry.mode)
     if entry.xattrs:
         _set_xattrs(path, entry)
-    if entry.kind == FOLDER:
-        if entry.mode & stat.S_ISGID:
-            state.inherits_group = True
-    else:
+    if entry.kind != FOLDER:
         os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
 
 
