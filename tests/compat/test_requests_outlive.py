@@ -147,6 +147,29 @@ def test_a_connection_that_is_kept_open_serves_on(supervised: Moored) -> None:
             kill_and_wait(supervised)
 
 
+def test_connections_that_are_closed_leave_no_descriptor(supervised: Moored) -> None:
+    agent = supervised.sandbox.run("pgrep", "-x", "moorage-agent").stdout.split()[0]
+
+    def descriptors() -> list[int]:
+        pids = (str(supervised.daemon_pid()), agent)
+        return [len(supervised.sandbox.run("ls", f"/proc/{pid}/fd").stdout.split()) for pid in pids]
+
+    supervised.docker("ps")
+    before = descriptors()
+    for _ in range(5):
+        supervised.docker("ps")
+        connect(supervised).close()
+        with closing(connect(supervised)) as client:
+            client.sendall(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer(client)
+    with closing(connect(supervised)):
+        kill_and_wait(supervised)
+    wait_for(
+        f"as many descriptors as before, {before}",
+        lambda: [each <= n for each, n in zip(descriptors(), before, strict=True)] == [True, True],
+    )
+
+
 def test_a_request_that_has_come_in_part_is_completed_with_the_next_daemon(supervised: Moored) -> None:
     body = json.dumps({"Name": "in-parts"}).encode()
     with closing(connect(supervised)) as client:

@@ -58,6 +58,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
                 self.data_received(self.kept.request())
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._leave_room()
         kept, self.kept = self.kept, None
         if kept is not None:
             if not self.leaving or kept.answering:
@@ -72,6 +73,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
 
     def give_away(self) -> None:
         """The connection becomes somebody else's, who was given a duplicate of it: it is no longer held, nor shut at its end."""
+        self._leave_room()
         kept, self.kept = self.kept, None
         if kept is not None and self._holder is not None:
             self._holder.release(kept)
@@ -81,18 +83,17 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         kept = self.kept
         if kept is not None and kept.answering and self._idle():
             kept.clear()
+        self._leave_room()
         self._room = kept.room() if kept is not None else None
         return _SCRATCH if self._room is None else self._room
 
     def buffer_updated(self, nbytes: int) -> None:
-        room, self._room = self._room, None
-        if room is None:
+        if self._room is None or self.kept is None:
             data = bytes(_SCRATCH[:nbytes])
         else:
-            data = bytes(room[:nbytes])
-            room.release()
-            if self.kept is not None:
-                self.kept.received(nbytes)
+            data = bytes(self._room[:nbytes])
+            self.kept.received(nbytes)
+        self._leave_room()
         self.data_received(data)
 
     def data_received(self, data: bytes) -> None:
@@ -143,6 +144,12 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
             return b""
         _head, separator, rest = raw.partition(b"\r\n\r\n")
         return rest[body_length:] if separator else b""
+
+    def _leave_room(self) -> None:
+        """Let go of the memory to read into, which cannot be closed while anybody has it."""
+        if self._room is not None:
+            self._room.release()
+            self._room = None
 
     def _idle(self) -> bool:
         return self._current_request is None and not self._messages
