@@ -37,3 +37,81 @@ def test_info_tells_how_the_daemon_confines_containers() -> None:
         info = moored.api.get("/info").json
         assert {"name=seccomp,profile=unconfined", "name=no-new-privileges"} <= set(info["SecurityOptions"])
         assert "WARNING: daemon is not using the default seccomp profile" in info["Warnings"]
+
+
+def test_networks_that_take_no_addresses_or_aliases_say_so(moored: Moored) -> None:
+    moored.docker("network", "create", "plain")
+    for mode, said in (
+        ("none", "supported on user defined networks only"),
+        ("host", "supported on user defined networks only"),
+        ("plain", "only when connecting to networks with user configured subnets"),
+    ):
+        done = moored.docker_run("run", "--net", mode, "--ip6", "2001:db8::9", "busybox", "true")
+        assert done.returncode == 125 and said in done.stderr
+    container = moored.docker("run", "-d", "--net=none", "busybox", "sleep", "1000")
+    for network in ("bridge", "host", "none"):
+        done = moored.docker_run("network", "connect", "--alias", "other", network, container)
+        assert "network-scoped alias is supported only for containers in user defined networks" in done.stderr
+    moored.docker("rm", "-f", container)
+    moored.docker("network", "rm", "plain")
+
+
+@pytest.mark.parametrize(
+    "asked", [["--ip6", "::ffff:172.28.99.99"], ["--link-local-ip", "169.253.5.5"], ["--link-local-ip", "2001:db8::89"]]
+)
+def test_address_of_the_wrong_kind_is_refused(moored: Moored, asked: list[str]) -> None:
+    moored.docker("network", "create", "--ipv6", "--subnet=2001:db8:7::/64", "mixed")
+    try:
+        done = moored.docker_run("run", "--net", "mixed", *asked, "busybox", "true")
+        assert done.returncode == 125 and "invalid" in done.stderr and asked[1] in done.stderr
+        [first, second] = moored.api.get("/networks/mixed").json["IPAM"]["Config"]
+        assert ":" not in first["Subnet"] and second["Subnet"] == "2001:db8:7::/64"
+    finally:
+        moored.docker("network", "rm", "mixed")
+
+
+def test_stopped_container_leaves_a_network_that_is_gone(moored: Moored) -> None:
+    moored.docker("network", "create", "gone")
+    moored.docker("run", "--net", "gone", "--name", "left", "busybox", "true")
+    moored.docker("network", "rm", "gone")
+    moored.docker("network", "disconnect", "-f", "gone", "left")
+    assert "gone" not in moored.docker("inspect", "-f", "{{.NetworkSettings.Networks}}", "left")
+    assert "is not connected" in moored.docker_run("network", "disconnect", "-f", "gone", "left").stderr
+    moored.docker("rm", "left")
+
+
+def test_bridge_keeps_an_ipv6_address_whose_prefix_length_alone_changes() -> None:
+    with running_moored("--ipv6", "--fixed-cidr-v6", "fe80:1234::/64") as moored:
+        for subnet, there, gone in (
+            ("fd1c:f1a0:5d8d:bbbb::/64", "fd1c:f1a0:5d8d:bbbb::1/64", "fe80:1234::1"),
+            ("fd1c:f1a0:5d8d:bbbb::/80", "fd1c:f1a0:5d8d:bbbb::1/64", "bbbb::1/80"),
+        ):
+            moored.stop()
+            moored.arguments[-1] = subnet
+            moored.start()
+            shown = moored.sandbox.run("ip", "-6", "address", "show", "docker0").stdout
+            assert there in shown and gone not in shown
+
+
+def test_exec_that_was_never_started_ends_with_its_container(moored: Moored) -> None:
+    container = moored.docker("run", "-d", "busybox", "sleep", "1000")
+    made = moored.api.post(f"/containers/{container}/exec", {"Cmd": ["true"], "AttachStdout": True}).json["Id"]
+    for word in ("stop", "start"):
+        moored.docker(word, *(["-t", "0"] if word == "stop" else []), container)
+        assert moored.api.call("POST", f"/exec/{made}/start", body={}, check=False).status == 404
+    moored.docker("rm", "-f", container)
+
+
+def test_capabilities_may_be_one_word(moored: Moored) -> None:
+    host = {"CapAdd": "NET_ADMIN", "CapDrop": "cap_sys_admin"}
+    made = moored.api.call("POST", "/containers/create", body={"Image": "busybox", "Cmd": ["true"], "HostConfig": host})
+    assert made.status == 201
+    moored.docker("rm", made.json["Id"])
+
+
+def test_cpu_shares_that_the_kernel_cannot_take_are_refused(moored: Moored) -> None:
+    refused = {"-1": "shares: invalid argument"}
+    if moored.api.get("/info").json["CgroupVersion"] == "1":
+        refused |= {"1": "minimum allowed cpu-shares is 2", "99999999": "maximum allowed cpu-shares is"}
+    for shares, said in refused.items():
+        assert said in moored.docker_run("run", "--rm", "--cpu-shares", shares, "busybox", "true").stderr

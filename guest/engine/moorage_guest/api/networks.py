@@ -63,8 +63,7 @@ def routes(networks: Networks, containers: NetworkedContainers) -> list[Route]:
         body = await json_body(request, NetworkDisconnect)
         if not body.container:
             raise InvalidParameter("invalid container name or ID: value is empty")
-        record = networks.find(request.match_info["id"])
-        await containers.network_disconnect(body.container, record.id, force=body.force)
+        await containers.network_disconnect(body.container, request.match_info["id"], force=body.force)
         return empty_response(200)
 
     async def prune(request: ApiRequest) -> web.StreamResponse:

@@ -29,6 +29,8 @@ List = Annotated[list[T], BeforeValidator(_none_to_list)]
 Map = Annotated[dict[str, T], BeforeValidator(_none_to_dict)]
 #: A command: an array, or a single string (which dockerd takes as one word).
 Words = Annotated[list[str] | None, BeforeValidator(_words)]
+#: As `Words` where nothing is the same as an empty list.
+WordList = Annotated[List[str], BeforeValidator(_words)]
 
 
 @cache
@@ -268,8 +270,8 @@ class HostConfig(ApiModel):
     mounts: List[Mount] = Field(default_factory=list)
     console_size: Annotated[list[int], BeforeValidator(lambda v: v or [0, 0])] = Field(default_factory=lambda: [0, 0])
     annotations: Map[str] = Field(default_factory=dict)
-    cap_add: List[str] = Field(default_factory=list)
-    cap_drop: List[str] = Field(default_factory=list)
+    cap_add: WordList = Field(default_factory=list)
+    cap_drop: WordList = Field(default_factory=list)
     cgroupns_mode: str = ""
     dns: List[str] = Field(default_factory=list)
     dns_options: List[str] = Field(default_factory=list)

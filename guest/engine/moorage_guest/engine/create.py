@@ -288,6 +288,9 @@ def _endpoints(
 ) -> dict[str, EndpointSettings]:
     """Return the endpoints to make at start, by network name; the one of NetworkMode is always among them."""
     mode = host.network_mode
+    for name, settings in networking.endpoints_config.items():
+        if name in ("none", "host"):
+            engine.networks.check_settings(name, settings)
     if mode == "host" or mode.startswith("container:") or config.network_disabled:
         names = [name for name in networking.endpoints_config if name not in (mode, "default")]
         if names and mode.startswith("container:"):

@@ -304,7 +304,12 @@ def _keep(engine: "Containers", session: Exec) -> None:
 
 
 def drop_all(engine: "Containers", container: Container) -> None:
-    """Forget the records on disk: the container has ended. In memory they stay until it goes or starts anew."""
+    """Forget the records on disk: the container has ended. In memory stay those that ran, until it goes or starts anew."""
+    for exec_id in list(container.exec_ids):
+        session = engine.execs.get(exec_id)
+        if session is not None and not session.started:
+            del engine.execs[exec_id]
+            container.exec_ids.remove(exec_id)
     shutil.rmtree(folder(engine, container.id), ignore_errors=True)
 
 

@@ -41,23 +41,30 @@ async def connect(engine: Containers, container: Container, network: str, settin
 
 
 async def disconnect(engine: Containers, reference: str, network: str, *, force: bool) -> None:
-    """Leave a network. Raises the API's errors; with force quiet about a container that is gone."""
-    record = engine.networks.find(network)
+    """Leave a network. Raises the API's errors; with force quiet about a container that is gone.
+
+    A container that does not run, with force any, may also leave a network that is there no more, by the name it had.
+    """
+    network_id = engine.network_id(network)
     try:
         container = engine.find(reference)
     except NotFound:
         if force:
-            await engine.networks.disconnect(reference, record.id)
+            await engine.networks.disconnect(reference, engine.networks.find(network).id)
             return
         raise
     if container.network_mode == "host":
         raise InvalidParameter("container cannot be disconnected from host network or connected to host network")
     async with container.lock:
-        key = next((n for n, e in container.endpoints.items() if n == record.name or e.network_id == record.id), None)
+        if not network_id and container.status.alive and not force:
+            engine.networks.find(network)
+        name = engine.networks.find(network).name if network_id else network
+        found = (n for n, e in container.endpoints.items() if n == name or (network_id and e.network_id == network_id))
+        key = next(found, None)
         if key is None:
-            raise NotFound(f"container {container.id} is not connected to network {record.name}")
-        if container.status.alive:
-            await engine.networks.disconnect(container.id, record.id)
+            raise NotFound(f"container {container.id} is not connected to network {name}")
+        if container.status.alive and network_id:
+            await engine.networks.disconnect(container.id, network_id)
             container.ports = dict(engine.networks.ports(container.id))
         container.endpoints.pop(key, None)
         container.wanted_endpoints.pop(key, None)

@@ -213,7 +213,7 @@ def _check_cpu(host: HostConfig) -> None:
     if host.cpu_realtime_period > 0 and host.cpu_realtime_runtime > host.cpu_realtime_period:
         raise InvalidParameter("cpu real-time runtime cannot be higher than cpu real-time period")
     if host.cpu_shares < 0:
-        raise InvalidParameter(f"invalid CPU shares ({host.cpu_shares}): value must be a positive integer")
+        raise InvalidParameter(f"shares: invalid argument: {host.cpu_shares} is no number of CPU shares")
     for text, what in ((host.cpuset_cpus, "cpus"), (host.cpuset_mems, "mems")):
         if not text:
             continue

@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import secrets
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter, NotImplementedByEngine, SystemError_
@@ -43,6 +43,7 @@ _IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 _IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 
 _SYSCTL = Path("/proc/sys/net")
+_KERNELS = ipaddress.ip_network("fe80::/64")
 
 
 def write_sysctl(name: str, value: str) -> bool:
@@ -97,13 +98,13 @@ def ensure_bridge(
             f"interface {name} exists and is no bridge: choose another name with --bridge or the bridge.name option"
         )
     present = [interface for _, interface in route.addresses(link.index)]
-    messages = [add_address(link.index, interface) for interface in wanted if interface not in present]
+    messages = [add_address(link.index, each) for each in wanted if not _is_among(each, present)]
     stale = [
-        interface
-        for interface in present
-        if interface not in wanted
-        and not interface.ip.is_link_local
-        and any(interface.version == other.version for other in wanted)
+        each
+        for each in present
+        if not _is_among(each, wanted)
+        and not _is_kernels(each)
+        and any(each.version == other.version for other in wanted)
     ]
     messages = [delete_address(link.index, interface) for interface in stale] + messages
     if not link.up or (mtu and link.mtu != mtu):
@@ -115,6 +116,16 @@ def ensure_bridge(
     if localnet:
         write_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
     return link
+
+
+def _is_among(interface: Interface, others: Sequence[Interface]) -> bool:
+    """Whether an address is there; an IPv6 one of another prefix length is, too: to change that would cut connections."""
+    return interface in others or (interface.version == 6 and any(interface.ip == other.ip for other in others))
+
+
+def _is_kernels(interface: Interface) -> bool:
+    """Whether an address is link-local as the kernel gives them, and stays."""
+    return interface.ip.is_link_local and (interface.version == 4 or interface.ip in _KERNELS)
 
 
 def _tagged(name: str, tag: str) -> Message:

@@ -282,9 +282,12 @@ class Networks:
 
     def check(self, network: str, settings: EndpointSettings | None) -> NetworkRecord:
         """Return the network if a container may join it with these settings; raises what to answer otherwise."""
-        record = self._joinable(network)
-        requests.check_endpoint(record, settings or EndpointSettings())
-        return record
+        self.check_settings(network, settings)
+        return self._joinable(network)
+
+    def check_settings(self, network: str, settings: EndpointSettings | None) -> None:
+        """Raise InvalidParameter when settings do not fit a network, also one that containers have from the start."""
+        requests.check_endpoint(self.find(network), settings or EndpointSettings())
 
     def _joinable(self, network: str) -> NetworkRecord:
         record = self.find(network)
@@ -385,7 +388,10 @@ class Networks:
             "IPAM": {
                 "Driver": record.ipam_driver,
                 "Options": record.ipam_options,
-                "Config": [_ipam_view(subnet) for subnet in (*record.subnets, *record.idle_subnets)],
+                "Config": [
+                    _ipam_view(subnet)
+                    for subnet in sorted((*record.subnets, *record.idle_subnets), key=lambda each: each.version)
+                ],
             },
             "Internal": record.internal,
             "Attachable": record.attachable,

@@ -255,7 +255,7 @@ def check_endpoint(network: NetworkRecord, settings: EndpointSettings) -> None:
             if address and not _is_unicast(address, version):
                 faults.append(f"invalid IPv{version} address: {address}")
         for address in asked.link_local_ips:
-            if not _is_unicast(address, None):
+            if not _is_unicast(address, None) or not ipaddress.ip_address(address).is_link_local:
                 faults.append(f"invalid link-local IP address: {address}")
     if static and predefined:
         faults.append("user specified IP address is supported on user defined networks only")
@@ -264,7 +264,7 @@ def check_endpoint(network: NetworkRecord, settings: EndpointSettings) -> None:
             subnets = [s for s in (*network.subnets, *network.idle_subnets) if s.version == version]
             if not text:
                 continue
-            if subnets and not any(s.by_user for s in subnets):
+            if not any(s.by_user for s in subnets):
                 faults.append(
                     "user specified IP address is supported only when connecting to networks with user configured subnets"
                 )
@@ -282,7 +282,7 @@ def check_endpoint(network: NetworkRecord, settings: EndpointSettings) -> None:
                 f"invalid {SYSCTLS_OPTION} value {entry!a}: settings of the interface are set as net.X.Y.IFNAME.Z=value"
             )
     if settings.aliases and predefined:
-        faults.append("network-scoped aliases are only supported for user-defined networks")
+        faults.append("network-scoped alias is supported only for containers in user defined networks")
     if faults:
         raise InvalidParameter(
             f"invalid config for network {network.name}: invalid endpoint settings:\n" + "\n".join(faults)
@@ -298,6 +298,8 @@ def _is_unicast(text: str, version: int | None) -> bool:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return False
     return (version is None or address.version == version) and not address.is_multicast and not address.is_unspecified
 

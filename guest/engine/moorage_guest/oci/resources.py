@@ -17,11 +17,22 @@ ULIMITS = frozenset(_ULIMITS.split())
 _UNLIMITED = 2**64 - 1
 
 
+def _cpu_shares(shares: int) -> int:
+    """Return shares as the kernel takes them. Where it has shares itself (cgroup v1), others are refused as by runc."""
+    lowest, highest = 2, 262144
+    if lowest <= shares <= highest:
+        return shares
+    if Path("/sys/fs/cgroup/cpu/cpu.shares").exists():
+        word, limit = ("minimum", lowest) if shares < lowest else ("maximum", highest)
+        raise InvalidParameter(f"the {word} allowed cpu-shares is {limit}")
+    return min(max(shares, lowest), highest)
+
+
 def cpu_resources(host: HostConfig) -> dict[str, Any]:
     """Return the OCI ``cpu`` object; NanoCpus is a quota of a period of 100 ms."""
     cpu: dict[str, Any] = {}
     if host.cpu_shares:
-        cpu["shares"] = max(host.cpu_shares, 2)
+        cpu["shares"] = _cpu_shares(host.cpu_shares)
     if host.nano_cpus > 0:
         cpu["period"], cpu["quota"] = 100_000, host.nano_cpus * 100_000 // 1_000_000_000
     if host.cpu_period:
