@@ -77,12 +77,24 @@ class HostBackend:
         found = self._client.settings()
         cpus = max(found.cpus, os.cpu_count() or 1)
         return MachineSettings(
-            found.cpus, found.memory_mib, found.disk_gib, cpus, max(found.memory_mib, host_memory_mib())
+            found.cpus,
+            found.memory_mib,
+            found.disk_gib,
+            cpus,
+            max(found.memory_mib, host_memory_mib()),
+            found.saved_start != "off",
         )
 
     def save_settings(self, settings: MachineSettings) -> None:
-        """Store the resources; settings that the window does not show stay as they are."""
-        self._client.change_settings(cpus=settings.cpus, memory_mib=settings.memory_mib, disk_gib=settings.disk_gib)
+        """Store what the window shows; other settings stay as they are."""
+        kept = self._client.settings().saved_start
+        wished = "auto" if kept == "off" else kept  # `on` is more than a tick can say
+        self._client.change_settings(
+            cpus=settings.cpus,
+            memory_mib=settings.memory_mib,
+            disk_gib=settings.disk_gib,
+            saved_start=wished if settings.saved_start else "off",
+        )
 
 
 def host_memory_mib() -> int:

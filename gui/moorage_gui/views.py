@@ -73,13 +73,17 @@ class MachineView:
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """Resources of the machine and their bounds on this host. Memory in MiB, disk in GiB; a disk never shrinks."""
+    """Resources of the machine and their bounds on this host. Memory in MiB, disk in GiB; a disk never shrinks.
+
+    `saved_start`: whether it may start from a saved state instead of booting.
+    """
 
     cpus: int = 2
     memory_mib: int = 2048
     disk_gib: int = 32
     most_cpus: int = 64
     most_memory_mib: int = 262144
+    saved_start: bool = True
 
 
 @dataclass(frozen=True)

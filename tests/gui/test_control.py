@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,18 @@ def test_resources_are_stored_and_other_settings_stay(backend: HostBackend) -> N
     backend.save_settings(MachineSettings(1, 1024, found.disk_gib + 4))
     again = backend.settings()
     assert (again.cpus, again.memory_mib, again.disk_gib) == (1, 1024, found.disk_gib + 4)
+    assert found.saved_start and again.saved_start
     assert backend._client.settings().libvirt_uri == "test:///default"
+
+
+def test_saved_start_is_one_tick_and_more_than_that_stays(backend: HostBackend) -> None:
+    def tick(wanted: bool) -> str:
+        backend.save_settings(replace(backend.settings(), saved_start=wanted))
+        return backend._client.settings().saved_start
+
+    assert (tick(False), tick(True)) == ("off", "auto")
+    backend._client.change_settings(saved_start="on")
+    assert tick(True) == "on"
 
 
 def test_backend_that_is_killed_is_replaced_at_the_next_question(backend: HostBackend) -> None:

@@ -157,9 +157,11 @@ def test_resources_are_saved_and_the_restart_is_offered_not_made(
     page.cpus.slider.setValue(4)
     page.memory.field.setValue(4096)
     assert page.save.isEnabled() and page.memory.slider.value() == 16
+    page.saved_start.click()
     with qtbot.waitSignal(window._bridge.settings_saved, timeout=WAIT):
         page.save.click()
     assert (backend.stored.cpus, backend.stored.memory_mib, backend.stored.disk_gib) == (4, 4096, 32)
+    assert not backend.stored.saved_start
     assert page.banner.isVisible() and "Restart the machine" in page.banner.text.text()
     assert "restart" not in backend.calls
     page.restart.click()

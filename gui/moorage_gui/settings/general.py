@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QFormLayout, QHBoxLayout, QSlider, QSpinBox, QWidget
+from PySide6.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QSlider, QSpinBox, QWidget
 
 from moorage_gui.bridge import Bridge
 from moorage_gui.parts import Card, Chip, Page, button, label
@@ -71,6 +71,9 @@ class GeneralPage(Page):
         form.addRow(label("CPUs"), self.cpus)
         form.addRow(label("Memory"), self.memory)
         form.addRow(label("Disk"), self.disk)
+        self.saved_start = QCheckBox("Where booting is slow, save the machine once (200 MB) and start from that")
+        self.saved_start.setAccessibleName("Start from a saved state")
+        form.addRow(label("Start"), self.saved_start)
         card.column.addWidget(label("Resources", "heading"))
         card.column.addLayout(form)
         card.column.addWidget(
@@ -104,6 +107,7 @@ class GeneralPage(Page):
         self.save.clicked.connect(lambda: bridge.save_settings(self.settings))
         for amount in (self.cpus, self.memory, self.disk):
             amount.field.valueChanged.connect(self._judge)
+        self.saved_start.toggled.connect(self._judge)
         bridge.settings_loaded.connect(self._loaded)
         bridge.settings_saved.connect(self._saved)
         bridge.machine_changed.connect(self._machine_changed)
@@ -113,7 +117,12 @@ class GeneralPage(Page):
     def settings(self) -> MachineSettings:
         """What the fields say."""
         return MachineSettings(
-            self.cpus.value, self.memory.value, self.disk.value, self._stored.most_cpus, self._stored.most_memory_mib
+            self.cpus.value,
+            self.memory.value,
+            self.disk.value,
+            self._stored.most_cpus,
+            self._stored.most_memory_mib,
+            self.saved_start.isChecked(),
         )
 
     def shown(self) -> None:
@@ -132,6 +141,7 @@ class GeneralPage(Page):
         self.cpus.field.setValue(settings.cpus)
         self.memory.field.setValue(settings.memory_mib)
         self.disk.field.setValue(settings.disk_gib)
+        self.saved_start.setChecked(settings.saved_start)
         self._judge()
 
     def _saved(self) -> None:
