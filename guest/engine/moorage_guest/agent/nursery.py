@@ -120,10 +120,15 @@ def _live(order: wire.Message) -> None:
     """Be a shim. Its listening socket takes the place of the connection to the agent."""
     os.dup2(order.fds[0], _FD, inheritable=False)
     os.close(order.fds[0])
-    folder = Path(order.body["folder"])
-    log = LogFile(folder / "shim.log", SHIM_LOG_BYTES)
-    errors = os.open(log.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    folder = order.body["folder"]
+    path = f"{folder}/shim.log"
+    errors = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     for target in (1, 2):
         os.dup2(errors, target)
     os.close(errors)
-    serve(socket.socket(fileno=_FD), Spec(*order.body["spec"]), Path(order.body["root"]), folder, log)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _FD)
+
+    def log(text: str) -> None:
+        LogFile(Path(path), SHIM_LOG_BYTES)(text)  # a Path when there is something to say: making one costs memory, too
+
+    serve(listener, Spec(*order.body["spec"]), order.body["root"], folder, log)

@@ -52,7 +52,7 @@ class Container:
     """`run` once; then the first process runs until `exit` is set. Files are kept in `folder` for agent and daemon."""
 
     def __init__(
-        self, loop: Loop, spec: Spec, folder: Path, runtime: Runtime, emit: Callable[[dict[str, Any]], None]
+        self, loop: Loop, spec: Spec, folder: str, runtime: Runtime, emit: Callable[[dict[str, Any]], None]
     ) -> None:
         self._loop = loop
         self.spec = spec
@@ -69,8 +69,11 @@ class Container:
         self._freezer = ""
         self._memory = ""
         self._numbers = (STDOUT,) if spec.tty else (STDOUT, STDERR)
-        self._a = {number: kernel.pipe_of_fixed_size() for number in self._numbers}
-        self._b = {number: kernel.pipe_of_fixed_size() for number in self._numbers}
+        self._a: dict[int, tuple[int, int]] = {}
+        self._b: dict[int, tuple[int, int]] = {}
+        for number in self._numbers:
+            self._a[number] = kernel.pipe_of_fixed_size()
+            self._b[number] = kernel.pipe_of_fixed_size()
         self._spills: dict[int, Spill] = {}
         self._sources: dict[int, tuple[int, int]] = {}
         if spec.spill_bytes and not spec.tty:
@@ -82,7 +85,7 @@ class Container:
         if spec.open_stdin and not spec.tty:
             self._stdin_read, write = os.pipe2(os.O_CLOEXEC)
             self.stdin = Input(loop, write)
-        backlog = Backlog(spec.spill_folder or str(folder))
+        backlog = Backlog(spec.spill_folder or folder)
         self.attachments = Attachments(loop, lambda count: emit({"event": "attached", "count": count}), backlog)
         self._waiting_for_stdin: list[tuple[Client, bytes]] = []
         if self.stdin is not None:
@@ -125,7 +128,7 @@ class Container:
         self._started = self.starting = True
         pid_file = f"{self._folder}/container.pid"
         arguments = ["run", "--detach", f"--bundle={bundle}", f"--pid-file={pid_file}"]
-        console = Console(self._folder, "pty") if self.spec.tty else None
+        console = Console(Path(self._folder), "pty") if self.spec.tty else None
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         if console is not None:
             arguments.append(f"--console-socket={console.path}")

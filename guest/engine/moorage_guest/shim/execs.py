@@ -54,13 +54,13 @@ class ExecSession:
         self._size = (0, 0)
         self.on_detach: Callable[[], None] | None = None
 
-    def start(self, folder: Path, container_id: str, done: Callable[[RuntimeFailed | None], None]) -> None:
+    def start(self, folder: str, container_id: str, done: Callable[[RuntimeFailed | None], None]) -> None:
         """Start the process; its description is exec-ID.json in the shim's folder, removed here."""
         name = self.options.exec_id
         file = f"{folder}/exec-{name}.json"
         pid_file = f"{folder}/exec-{name}.pid"
         arguments = ["exec", "--detach", f"--process={file}", f"--pid-file={pid_file}"]
-        console = Console(folder, f"e{name[:12]}") if self.options.tty else None
+        console = Console(Path(folder), f"e{name[:12]}") if self.options.tty else None
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         ours: list[int] = []
         theirs = [null]

@@ -3,7 +3,6 @@
 Callbacks must not block. An exception in a callback is reported to `on_error` and ends nothing.
 """
 
-import contextlib
 import heapq
 import itertools
 import os
@@ -57,10 +56,14 @@ class Loop:
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
-        if not _caught:  # a fork of a process with a loop has it already
+        self.take_signals()
+        self.watch(self._woken.fileno(), READ, self._wake)
+
+    def take_signals(self) -> None:
+        """Have this process's signals wake this loop, and no other."""
+        if signal.SIGCHLD not in _caught:  # a fork of a process with a loop has it already
             catch(signal.SIGCHLD)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        self.watch(self._woken.fileno(), READ, self._wake)
 
     def report(self, text: str) -> None:
         """Tell `on_error` of a fault that was dealt with."""
@@ -82,8 +85,10 @@ class Loop:
         """Stop watching; must come before the descriptor is closed. Idempotent."""
         if self._masks.pop(fd, None) is not None:
             self._callbacks.pop(fd, None)
-            with contextlib.suppress(OSError):
+            try:
                 self._epoll.unregister(fd)
+            except OSError:
+                pass  # it was closed
 
     def watches(self, fd: int) -> bool:
         """Whether a descriptor is being watched."""
@@ -173,9 +178,11 @@ class Loop:
 
     def _wake(self, _ready: int) -> None:
         numbers = b""
-        with contextlib.suppress(BlockingIOError):
+        try:
             while chunk := self._woken.recv(256):
                 numbers += chunk
+        except BlockingIOError:
+            pass  # that was all
         self.reap()
         if self.on_signal is not None:
             for number in numbers:

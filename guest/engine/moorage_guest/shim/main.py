@@ -3,7 +3,6 @@
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from moorage_guest.shim import kernel
 from moorage_guest.shim.container import Spec
@@ -11,7 +10,7 @@ from moorage_guest.shim.loop import Loop
 from moorage_guest.shim.server import Server
 
 
-def serve(listener: socket.socket, spec: Spec, runtime_root: Path, folder: Path, log: Callable[[str], None]) -> None:
+def serve(listener: socket.socket, spec: Spec, runtime_root: str, folder: str, log: Callable[[str], None]) -> None:
     """Run until shut down. The process must have been forked for this, and its other descriptors closed."""
     os.setsid()
     os.chdir(folder)

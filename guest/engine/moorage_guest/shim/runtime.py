@@ -46,7 +46,9 @@ def classify(message: str) -> str:
 class Runtime:
     """One container's view of the runtime program. Calls run one process each and report its end by callback."""
 
-    def __init__(self, loop: Loop, program: str, arguments: Sequence[str], root: Path, folder: Path) -> None:
+    def __init__(
+        self, loop: Loop, program: str, arguments: Sequence[str], root: Path | str, folder: Path | str
+    ) -> None:
         self._loop = loop
         self._program = [program, *arguments]
         self._root = root

@@ -6,7 +6,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from moorage_guest.shim import kernel, wire
@@ -25,7 +24,7 @@ _KEPT_EXECS = 128
 class Server:
     """Answers requests about one container until it is shut down."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, spec: Spec, root: Path, folder: Path) -> None:
+    def __init__(self, loop: Loop, listener: socket.socket, spec: Spec, root: str, folder: str) -> None:
         self._loop = loop
         self._listener = listener
         self._folder = folder
@@ -43,7 +42,7 @@ class Server:
 
     def _accept(self, _ready: int) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock = wire.accept(self._listener)
         except OSError:
             return
         self._connections.append(Connection(self._loop, sock, self._message, self._closed))
@@ -207,8 +206,8 @@ class Server:
 
     def _do_update(self, request: Request) -> None:
         self._must_run()
-        file = self._folder / "resources.json"
-        file.write_text(json.dumps(request.params["resources"]))
+        file = f"{self._folder}/resources.json"
+        kernel.replace_small(file, json.dumps(request.params["resources"]).encode())
         self._call(request, ["update", f"--resources={file}", self._container.spec.container_id])
 
     def _do_shutdown(self, request: Request) -> None:
