@@ -1,8 +1,10 @@
 """Differences that dockerd's own suites (integration, integration-cli) found, each closed and kept closed."""
 
+import signal
+
 import pytest
 
-from tests.support.moored import Moored, running_moored
+from tests.support.moored import Moored, running_moored, wait_for
 
 
 def test_link_to_a_container_in_anothers_network_leads_to_that_ones_address(moored: Moored) -> None:
@@ -115,3 +117,24 @@ def test_cpu_shares_that_the_kernel_cannot_take_are_refused(moored: Moored) -> N
         refused |= {"1": "minimum allowed cpu-shares is 2", "99999999": "maximum allowed cpu-shares is"}
     for shares, said in refused.items():
         assert said in moored.docker_run("run", "--rm", "--cpu-shares", shares, "busybox", "true").stderr
+
+
+def test_reload_is_told_in_the_words_of_daemon_json(moored: Moored) -> None:
+    moored.config_file.write_text('{"labels": ["bar=foo"], "max-concurrent-uploads": 7, "debug": true}')
+    moored.signal(signal.SIGHUP)
+    wait_for("the reload", lambda: 'Reloaded configuration: {\\"' in moored.log())
+    assert 'level=debug msg="Reset Max Concurrent Uploads: 7"' in moored.log()
+    event = moored.docker("events", "--since", "0", "--until", "0s", "--filter", "event=reload")
+    for part in (
+        'labels=["bar=foo"]',
+        "runtimes={}",
+        "allow-nondistributable-artifacts=[]",
+        "max-concurrent-uploads=7",
+    ):
+        assert part in event
+
+
+def test_daemon_that_cannot_start_says_so(moored: Moored) -> None:
+    done = moored.sandbox.run(*moored.argv(), "--bridge", "none", "--bip", "10.1.1.1/24", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("failed to start daemon: ") and "mutually exclusive" in done.stderr

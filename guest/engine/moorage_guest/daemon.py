@@ -10,13 +10,13 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moorage_contract.daemon_config import DaemonConfig, add_arguments, flags_from_namespace
 from moorage_contract.version import API_VERSION, ENGINE_VERSION
 
+from moorage_guest import daemonlog
 from moorage_guest.engine.shims import Agent
 from moorage_guest.engineconfig import SettingsError
 from moorage_guest.graph import Graph
@@ -29,14 +29,9 @@ from moorage_guest.store import StoreError
 
 log = logging.getLogger("moored")
 
-#: What a line of the log calls its level: dockerd's words, which people grep for.
-_LEVEL_NAMES = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "fatal"}
-
 #: Defaults that differ when the daemon runs under dockerd's name: who starts that relies on dockerd's own.
 _DOCKERD_DEFAULTS = {"live_restore": False}
 _DOCKERD_CONFIG = Path("/etc/docker/daemon.json")
-
-LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         config = LiveConfig(path, flags, must_exist=False, defaults=defaults)
     except ConfigFileError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error}\n" if options.validate else f"failed to start daemon: {error}\n")
         return 1
-    _set_up_logging(config.current)
+    daemonlog.set_up(config.current)
+    log.debug("Max Concurrent Downloads: %d", config.current.max_concurrent_downloads)
+    log.debug("Max Concurrent Uploads: %d", config.current.max_concurrent_uploads)
     for notice in config.current.notices:
         log.warning("%s", notice)
     _set_proxies(config.current)
@@ -90,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return asyncio.run(_serve(config, exec_root, early))
     except (AlreadyRunning, ListenError, SettingsError, StoreError) as error:
         log.error("%s", error)
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"failed to start daemon: {error}\n")
         return 1
 
 
@@ -118,27 +115,6 @@ class _EarlySignals:
 
 def _pid_path(config: DaemonConfig, exec_root: ExecRoot) -> Path:
     return Path(config.pidfile) if "pidfile" in config.given else exec_root.root / "moored.pid"
-
-
-def _set_up_logging(config: DaemonConfig) -> None:
-    level = logging.DEBUG if config.debug else LEVELS[config.log_level]
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    handler = logging.StreamHandler(sys.stderr)
-    if config.log_format == "json":
-        layout = '{"level":"%(levelname)s","msg":"%(message)s","time":"%(asctime)s"}'
-    else:
-        layout = 'time="%(asctime)s.%(msecs)03dZ" level=%(levelname)s msg="%(message)s" module=%(name)s'
-    for number, name in _LEVEL_NAMES.items():
-        logging.addLevelName(number, name)
-    formatter = logging.Formatter(layout, datefmt="%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    root.addHandler(handler)
-    root.setLevel(level)
-    for noisy in ("asyncio", "aiohttp"):
-        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
 
 
 async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals) -> int:

@@ -1,6 +1,7 @@
 """The daemon's parts, put together once: who gets whom, started and ended in order."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -118,6 +119,9 @@ class Graph:
         self.images.configure(registry_settings(self.config.current))
         current = self.config.current
         logging.getLogger().setLevel(logging.DEBUG if current.debug else logging.INFO)
+        for key, word in (("max-concurrent-downloads", "Downloads"), ("max-concurrent-uploads", "Uploads")):
+            if key in changed:
+                log.debug("Reset Max Concurrent %s: %d", word, changed[key])
         self.events.publish("daemon", "reload", self.identity, _reload_attributes(current))
         proxies = {
             key: masked_proxy(value)
@@ -125,7 +129,7 @@ class Graph:
             if value
         }
         log.info(
-            "Reloaded configuration: %s", as_json({**changed, **proxies}) if changed or proxies else "nothing changed"
+            "Reloaded configuration: %s", _text({**changed, **proxies}) if changed or proxies else "nothing changed"
         )
 
     async def shut_down(self) -> None:
@@ -189,19 +193,26 @@ def _components() -> list[dict[str, Any]]:
     return found
 
 
+def _text(value: object) -> str:
+    """Return a setting's value as it stands in daemon.json."""
+    return json.dumps(as_json(value), separators=(",", ":"), ensure_ascii=False)
+
+
 def _reload_attributes(config: DaemonConfig) -> Mapping[str, str]:
     """Return what dockerd's reload event tells of the settings in force."""
     return {
         "name": sysinfo.hostname(),
+        "allow-nondistributable-artifacts": "[]",
+        "runtimes": _text(config.runtimes),
         "debug": str(config.debug).lower(),
-        "labels": str(as_json(config.labels)),
+        "labels": _text(config.labels),
         "live-restore": str(config.live_restore).lower(),
         "max-concurrent-downloads": str(config.max_concurrent_downloads),
         "max-concurrent-uploads": str(config.max_concurrent_uploads),
         "max-download-attempts": str(config.max_download_attempts),
         "default-runtime": config.default_runtime,
-        "insecure-registries": str(as_json(config.insecure_registries)),
-        "registry-mirrors": str(as_json(config.registry_mirrors)),
+        "insecure-registries": _text(config.insecure_registries),
+        "registry-mirrors": _text(config.registry_mirrors),
         "shutdown-timeout": str(config.shutdown_timeout),
         "default-shm-size": str(config.default_shm_size),
         "default-ipc-mode": config.default_ipc_mode,
