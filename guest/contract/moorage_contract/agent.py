@@ -64,7 +64,7 @@ class Memory(Message):
 
 
 class Status(Message):
-    """Result of `status`, also carried by `watch`. `clock` is the guest's, in seconds since the epoch."""
+    """Result of `status`, also carried by `watch`. `warnings` say what has run out; `clock` is the guest's, in seconds since the epoch."""
 
     engine_version: str
     api_version: str
@@ -72,6 +72,7 @@ class Status(Message):
     agent: AgentProcess
     config: ConfigState = ConfigState()
     memory: Memory = Memory()
+    warnings: list[str] = []
     clock: float = 0.0
 
 

@@ -26,6 +26,7 @@ from moorage_guest.liveconfig import ConfigFileError, LiveConfig
 from moorage_guest.logs.pump import Pump
 from moorage_guest.net.networks import Networks
 from moorage_guest.paths import DataRoot, ExecRoot
+from moorage_guest.room import shortages
 from moorage_guest.store import Store
 from moorage_guest.volumes import Volumes
 
@@ -38,6 +39,7 @@ class Graph:
     def __init__(self, config: LiveConfig, data_root: DataRoot, exec_root: ExecRoot, agent: Agent) -> None:
         self.config = config
         self.data_root = data_root
+        self.exec_root = exec_root
         self.agent = agent
         self.store = Store(data_root.database)
         self.events = EventBus(exec_root.root / "events.jsonl")
@@ -153,7 +155,7 @@ class Graph:
 
     async def info(self) -> dict[str, Any]:
         """Return the answer of GET /info."""
-        warnings = [*self.networks.warnings]
+        warnings = [*self.networks.warnings, *shortages(self.data_root.root, self.exec_root.root)]
         warnings += [f"container {key} is unmanaged: {reason}" for key, reason in self.containers.unmanaged.items()]
         warnings += startoptions.warnings(self.containers.outdated())
         if self.store.set_aside is not None:

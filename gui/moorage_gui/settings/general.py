@@ -171,6 +171,8 @@ class GeneralPage(Page):
         if machine.engine is not None and machine.engine.memory.total:
             used = machine.engine.memory.total - machine.engine.memory.available
             lines.append(f"Memory in use: {used / 2**20:.0f} of {machine.engine.memory.total / 2**20:.0f} MiB")
+        if machine.engine is not None:
+            lines += [f"Warning: {warning}" for warning in machine.engine.warnings]
         self.about.setText("\n".join(lines) or "The machine is not running.")
         if machine.warning and machine.warning != self._told:
             self._told = machine.warning

@@ -38,7 +38,7 @@ def show(found: MachineStatus, as_json: bool) -> None:
     for name, value in rows(found):
         table.add_row(f"[bold]{name}[/bold]", value)
     stdout.print(table)
-    for sentence in (found.warning, found.config_problem):
+    for sentence in (found.warning, found.config_problem, *(found.engine.warnings if found.engine else ())):
         if sentence:
             warn(sentence)
 

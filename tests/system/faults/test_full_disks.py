@@ -36,6 +36,10 @@ def test_full_data_disk_stops_logs_until_there_is_room_and_loses_no_line(engine_
         vm.run(_FILL.format(folder=folder))
         assert int(vm.run(f"df -k {folder} | tail -1").split()[3]) < 1024
         assert busy.state() == busy.before
+        until(
+            vm, "the shortage to be told", lambda s: s.engine and any("is full" in each for each in s.engine.warnings)
+        )
+        assert "the data disk (/var/lib/moorage) is full" in vm.docker("info", "--format", "{{.Warnings}}")
         refused = vm.docker("volume", "create", "roomless", check=False)
         _kill_daemon(vm)
         assert busy.state() == busy.before
@@ -43,6 +47,7 @@ def test_full_data_disk_stops_logs_until_there_is_room_and_loses_no_line(engine_
         assert refused is not None
     finally:
         vm.run(_FREE.format(folder=folder) + f" {folder}/ballast")
+    until(vm, "the shortage to be over", lambda s: s.engine and not s.engine.warnings)
     busy.check_goes_on()
     busy.check_untouched()
     vm.docker("volume", "rm", "-f", "roomless")

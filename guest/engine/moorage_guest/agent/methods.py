@@ -16,6 +16,7 @@ from moorage_guest.agent.host import Answer, Fail, Method
 from moorage_guest.agent.logfile import LogFile
 from moorage_guest.agent.shims import Shims
 from moorage_guest.agent.upgrade import Upgrade
+from moorage_guest.room import shortages
 from moorage_guest.shim import kernel
 from moorage_guest.shim.connection import Refused
 from moorage_guest.shim.loop import Loop
@@ -63,6 +64,7 @@ class Methods:
             "agent": {"pid": os.getpid(), "since": self._since},
             "config": {"sha256": self._config.sha256(), "rolled_back": self._config.rolled_back},
             "memory": _memory(),
+            "warnings": shortages(self._data_root, self._exec_root),
             "clock": time.time(),
         }  # fmt: skip
 

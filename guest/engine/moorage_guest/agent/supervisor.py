@@ -23,6 +23,7 @@ from moorage_guest.agent.rehearsal import rehearse
 from moorage_guest.agent.service import Service
 from moorage_guest.agent.shims import Shims
 from moorage_guest.agent.upgrade import Upgrade
+from moorage_guest.room import shortages
 from moorage_guest.shim import kernel
 from moorage_guest.shim.loop import Loop, catch
 
@@ -108,6 +109,8 @@ class Supervisor:
         self._ending = False
         self._ended = False
         self._reexec = False
+        self._roots = data_root, exec_root
+        self._short: list[str] = []
         self._loop = loop = Loop(log)
         for number in (signal.SIGTERM, signal.SIGINT):
             catch(number)
@@ -210,4 +213,9 @@ class Supervisor:
 
     def _look_at_log(self) -> None:
         self._output.cut()
+        short = shortages(*self._roots)
+        if short != self._short:
+            self._log(f"room: {'; '.join(short) or 'there is enough again'}")
+            self._short = short
+            self._changed()
         self._loop.later(_LOG_INTERVAL, self._look_at_log)
