@@ -38,6 +38,10 @@ BUILT = {
     "copies through links and to owners": "RUN ln -s /real /lnk && mkdir /real\nCOPY a.txt /lnk/\nCOPY --chown=33:33 d /o\nCOPY --chown=daemon a.txt /o2\nCOPY --chown=5 a.txt /new/o4",
     "changes of files": "RUN rm /etc/passwd && mkdir /n && chmod 1777 /n && mkfifo /f && ln -s x /l && echo a > /a && ln /a /b\nRUN rm -r /n && echo n > /n; chmod 600 /b",
     "continued lines": "RUN echo a && \\\n   # comment\n   echo b > /b\nRUN echo \"x\\\ny\" > /y\nenv c=3",
+    "health checks": "HEALTHCHECK --interval=90s --timeout=1500ms --retries=3 CMD [\"a\", \"b \\\"c\\\"\"]\nHEALTHCHECK --start-period=2h CMD x y\nHEALTHCHECK NONE",
+    "links at the end": "RUN echo 1 > /real && ln -s real /l && ln -s /nowhere/at /m && mkdir /nowhere /d1 && ln -s d1 /d2\nCOPY a.txt /l\nCOPY a.txt /m\nCOPY a.txt /d2\nCOPY d /d2",
+    "flags without effect": "COPY --link a.txt /x\nADD --link=false b.txt /y",
+    "empty lines in a command": "RUN echo a \\\n\n && echo b\nENV A=1 \\\n\n\n  B=2",
     "triggers": "ONBUILD ENV Q=1\nFROM s0\nRUN echo $Q > /q",
     "stages": "RUN echo 1 > /1\nFROM s0 as two\nRUN echo 2 > /2\nFROM busybox\nCOPY --from=two /1 /2 /r/\nCOPY --from=0 /1 /r0\nCOPY --from=busybox /etc/passwd /pw",
 }  # fmt: skip
@@ -60,6 +64,15 @@ REFUSED = {
     "a copy from a later stage": "FROM busybox\nCOPY --from=5 /x /y",
     "a copy of nothing from a stage": "FROM busybox AS s\nFROM scratch\nCOPY --from=s /nope /x",
     "a failing command": "FROM busybox\nRUN echo err >&2; exit 3",
+    "a volume over a file": "FROM busybox\nRUN echo x > /f\nVOLUME /f",
+    "a folder over a file": "FROM busybox\nRUN echo x > /f\nWORKDIR /f",
+    "a mount": "FROM busybox\nRUN --mount=type=cache,target=/x true",
+    "a network": "FROM busybox\nRUN --network=none true",
+    "a flag of another instruction": "FROM busybox\nRUN --from=1 true",
+    "a flag of later times": "FROM busybox\nCOPY --parents a.txt /x",
+    "a flag that nearly is one": "FROM busybox\nCOPY --foo=1 a.txt /",
+    "an instruction that nearly is one": "FROM busybox\nCOPPY a.txt /",
+    "nobody who maintains": "FROM busybox\nMAINTAINER",
     "no port": "FROM busybox\nEXPOSE 99999",
     "no protocol": "FROM busybox\nEXPOSE 80/foo",
     "no signal": "FROM busybox\nSTOPSIGNAL FOO",
@@ -92,6 +105,7 @@ def builders() -> Iterator[tuple[Moored, Dockerd]]:
 def plain(text: str) -> list[str]:
     """What is said, without ids and without the containers that only dockerd makes for steps that run nothing."""
     text = re.sub(r"[0-9a-f]{64}|\b[0-9a-f]{12}\b", "ID", text)
+    text = re.sub(r"/var/tmp/\S+/merged/", "/", text)
     passing = ("Sending build context", " ---> Running in", " ---> Removed intermediate", "DEPRECATED:")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(passing)]
     return [

@@ -166,6 +166,19 @@ def _link_target(top: int, path: str, link: str) -> str:
     return posixpath.normpath(posixpath.join("/", posixpath.dirname(posixpath.normpath(f"/{path}")), link))
 
 
+def link_end(root: int, path: str) -> str:
+    """Return where the links at a path's end lead to inside an open root, though nothing may be there; the path without one."""
+    for _ in range(40):
+        folder, _, leaf = path.rpartition("/")
+        try:
+            with opened(root, folder or "/") as parent:
+                link = os.readlink(leaf, dir_fd=parent)
+        except OSError:
+            return path
+        path = posixpath.normpath(posixpath.join("/", folder, link))
+    return path
+
+
 def real_path(root: Path, path: str) -> str:
     """Return a path inside the root without links. Raises NotFound, InvalidParameter."""
     with _found(root, f"{path}/.") as (top, parent, _leaf):

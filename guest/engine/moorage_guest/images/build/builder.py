@@ -58,7 +58,12 @@ class Builder:
     async def run(self, context: SourceTree) -> Image:
         """Build and tag. Raises InvalidParameter, StepFailed; what was built until then stays as cache."""
         text, ignored = await finished(asyncio.to_thread(texts_of, context, self._options.dockerfile))
-        instructions = parse(text)
+        warnings: list[str] = []
+        instructions = parse(text, warnings.append)
+        if warnings:
+            warnings.append("[WARNING]: Empty continuation lines will become errors in a future release.\n")
+        for warning in warnings:
+            self._emit(f"\x1b[91m{warning}\x1b[0m")
         for instruction in instructions:
             check(instruction)
         first, plan = stages(instructions)

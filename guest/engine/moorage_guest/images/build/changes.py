@@ -16,6 +16,9 @@ from moorage_guest.images.build.words import Expansion
 
 Config = dict[str, Any]
 
+#: In the order in which dockerd shows them.
+HEALTH_TIMES = ("Interval", "Timeout", "StartPeriod", "StartInterval")
+
 DEFAULT_SHELL = ("/bin/sh", "-c")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -203,7 +206,7 @@ def _healthcheck(instruction: Instruction, config: Config, expansion: Expansion)
     if kind == "NONE":
         if rest.strip():
             raise instruction.fault("HEALTHCHECK NONE takes no arguments")
-        config["Healthcheck"] = {"Test": ["NONE"]}
+        config["Healthcheck"] = {**_kept_health(config), "Test": ["NONE"]}
         return
     if kind != "CMD":
         raise instruction.fault(f'Unknown type "{kind}" in HEALTHCHECK (try CMD)')
@@ -226,7 +229,37 @@ def _healthcheck(instruction: Instruction, config: Config, expansion: Expansion)
         if not re.fullmatch(r"\d+", text):
             raise instruction.fault(f'strconv.ParseInt: parsing "{text}": invalid syntax')
         test["Retries"] = int(text)
-    config["Healthcheck"] = test
+    config["Healthcheck"] = {**_kept_health(config), **test}
+
+
+def _kept_health(config: Mapping[str, Any]) -> Config:
+    """Return what of the last health check stays where the next one says nothing, as in dockerd."""
+    return {key: value for key, value in (config.get("Healthcheck") or {}).items() if key != "Test"}
+
+
+def shown_health(health: Mapping[str, Any]) -> str:
+    """Return a health check as dockerd's history has it, which is how Go prints one when asked to quote everything."""
+    words = " ".join(f'"{_escaped(str(word))}"' for word in health.get("Test") or ())
+    times = " ".join(f'"{shown_duration(int(health.get(key) or 0))}"' for key in HEALTH_TIMES)
+    retries = int(health.get("Retries") or 0)
+    quoted = chr(retries) if 32 <= retries < 127 and retries not in (39, 92) else f"\\x{retries:02x}"
+    return f"&{{[{words}] {times} '{quoted}'}}"
+
+
+def _escaped(word: str) -> str:
+    return word.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t").replace("\n", "\\n")
+
+
+def shown_duration(nanoseconds: int) -> str:
+    """Return a duration as Go prints it: 1m30s, 1.5s, 100ms."""
+    if nanoseconds < 10**9:
+        unit, size = next(((u, s) for u, s in (("ms", 10**6), ("µs", 1000), ("ns", 1)) if nanoseconds >= s), ("s", 1))
+        return f"{nanoseconds / size:g}{unit}"
+    seconds, fraction = divmod(nanoseconds, 10**9)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{seconds}{f'.{fraction:09d}'.rstrip('0') if fraction else ''}s"
+    return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{shown}"
 
 
 def duration(instruction: Instruction, flag: str, text: str) -> int:

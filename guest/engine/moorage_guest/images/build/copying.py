@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
-from moorage_guest.images.archive import TreeWriter, make_folders, opened
+from moorage_guest.images.archive import TreeWriter, link_end, make_folders, opened
 from moorage_guest.images.build.sources import Source
 from moorage_guest.images.streams import BufferedSource, uncompressed
 from moorage_guest.images.tarformat import read_entries
@@ -38,7 +38,7 @@ def _place_one(root: int, source: Source, target: str, chown: tuple[int, int] | 
     elif target.endswith("/") or _is_folder(root, target):
         folder, leaf = target, posixpath.basename(source.path)
     else:
-        folder, leaf = posixpath.split(target)
+        folder, leaf = posixpath.split(link_end(root, target))
     try:
         make_folders(root, folder, owner)
     except NotADirectoryError:

@@ -5,7 +5,7 @@ What instructions do is for `changes` and `steps`. Flags and forms that only Bui
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from moorage_guest.errors import InvalidParameter
@@ -19,27 +19,30 @@ INSTRUCTIONS = frozenset(
 )  # fmt: skip
 
 FLAGS = {
-    "ADD": {"chown", "chmod"},
-    "COPY": {"chown", "chmod", "from"},
+    "ADD": {"chown", "chmod", "link", "keep-git-dir", "checksum"},
+    "COPY": {"chown", "chmod", "from", "link"},
     "FROM": {"platform"},
     "HEALTHCHECK": {"interval", "timeout", "start-period", "start-interval", "retries"},
-    "RUN": set(),
+    "RUN": {"mount", "network"},
 }
-BUILDKIT_FLAGS = {
-    "ADD": {"link", "keep-git-dir", "checksum", "exclude", "unpack"},
-    "COPY": {"link", "parents", "exclude"},
-    "RUN": {"mount", "network", "security", "device"},
-}
+#: What only BuildKit does, and dockerd's classic builder refuses or, worse, passes over; a RUN with one is refused when it is run.
+BUILDKIT_FLAGS = {"ADD": {"keep-git-dir", "checksum"}}
+#: How a layer is made is nobody's concern here: taken, and without effect, as in dockerd.
+BOOLEAN_FLAGS = {"link"}
 
 _TWO = "at least two arguments, but only one was provided. Destination could not be determined"
 _NEEDED = {
     "ADD": _TWO,
     "COPY": _TWO,
     "FROM": "either one or three arguments",
+    "MAINTAINER": "exactly one argument",
     "STOPSIGNAL": "exactly one argument",
     "USER": "exactly one argument",
     "WORKDIR": "exactly one argument",
 }
+
+#: A word that is so near is worth a question; as git has it.
+_NEAR = 3
 
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*")
 
@@ -76,15 +79,23 @@ class Instruction:
         return DockerfileError(f"dockerfile parse error on line {self.line}: {what}")
 
 
-def parse(text: str) -> list[Instruction]:
-    """Parse a whole Dockerfile. Raises DockerfileError."""
+def needs_buildkit(flag: str) -> str:
+    """Return what the classic builder says to a flag that it knows and has no way to follow."""
+    return (
+        f"the --{flag} option requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ to learn how to build images "
+        "with BuildKit enabled"
+    )
+
+
+def parse(text: str, warn: Callable[[str], None] = lambda text: None) -> list[Instruction]:
+    """Parse a whole Dockerfile. Raises DockerfileError; ``warn`` is told of what will be an error one day."""
     lines = text.removeprefix("\ufeff").splitlines()
     escape = "\\"
     looking, chosen = True, False
     found: list[Instruction] = []
     current = ""
     start = 0
-    continued = False
+    continued = empty = False
     for number, line in enumerate(lines, 1):
         stripped = line.strip()
         if looking:
@@ -98,6 +109,7 @@ def parse(text: str) -> list[Instruction]:
                 continue
             looking = bool(match)
         if stripped.startswith("#") or (continued and not stripped):
+            empty = empty or not stripped
             continue
         if not stripped and not continued:
             continue
@@ -111,7 +123,9 @@ def parse(text: str) -> list[Instruction]:
             continued = True
             continue
         current += trimmed
-        continued = False
+        if empty:
+            warn(f"[WARNING]: Empty continuation line found in: {current}\n")
+        continued = empty = False
         found.append(_instruction(current, start, escape))
     if continued and current.strip():
         found.append(_instruction(current, start, escape))
@@ -138,7 +152,8 @@ def _instruction(text: str, line: int, escape: str) -> Instruction:
     shown = text.strip()
     rest = rest.strip()
     if name not in INSTRUCTIONS:
-        raise DockerfileError(f"dockerfile parse error on line {line}: unknown instruction: {name}")
+        meant = suggestion(name, INSTRUCTIONS)
+        raise DockerfileError(f"dockerfile parse error on line {line}: unknown instruction: {name}{meant}")
     flags: dict[str, str] = {}
     if name in FLAGS:
         flags, rest = _flags(name, rest, line)
@@ -177,20 +192,40 @@ def _flags(name: str, rest: str, line: int) -> tuple[dict[str, str], str]:
         if word == "--":
             return flags, remainder.strip()
         key, equals, value = word[2:].partition("=")
-        if key in BUILDKIT_FLAGS.get(name, set()):
-            raise DockerfileError(
-                f"dockerfile parse error on line {line}: the --{key} option requires BuildKit. Use docker buildx with a "
-                "docker-container builder"
-            )
         if key not in FLAGS[name]:
-            raise DockerfileError(f"dockerfile parse error on line {line}: unknown flag: {key}")
-        if not equals:
+            meant = suggestion(key, FLAGS[name])
+            raise DockerfileError(f"dockerfile parse error on line {line}: unknown flag: {key}{meant}")
+        if key in BUILDKIT_FLAGS.get(name, ()):
+            raise DockerfileError(needs_buildkit(key))
+        if key in BOOLEAN_FLAGS:
+            value = value or "true"
+            if value not in ("true", "false"):
+                raise DockerfileError(
+                    f"dockerfile parse error on line {line}: expecting boolean value for flag {key}, not: {value}"
+                )
+        elif not equals:
             raise DockerfileError(f"dockerfile parse error on line {line}: missing a value on flag: {key}")
         if key in flags:
             raise DockerfileError(f"dockerfile parse error on line {line}: duplicate flag specified: {key}")
         flags[key] = value.strip("\"'")
         rest = remainder.strip()
     return flags, rest
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """Return a question after a word that nearly is a known one, or nothing."""
+    nearest = min(sorted(known), key=lambda each: _distance(word.lower(), each.lower()))
+    return f" (did you mean {nearest}?)" if _distance(word.lower(), nearest.lower()) < _NEAR else ""
+
+
+def _distance(one: str, other: str) -> int:
+    """Return how many letters have to be put in, taken out or changed."""
+    row = list(range(len(other) + 1))
+    for number, letter in enumerate(one, 1):
+        before, row[0] = row[0], number
+        for place, against in enumerate(other, 1):
+            before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (letter != against))
+    return row[-1]
 
 
 def pairs(instruction: Instruction, *, old_form: bool = True) -> list[tuple[str, str]]:

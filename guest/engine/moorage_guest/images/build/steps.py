@@ -10,7 +10,7 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from moorage_guest.images import remote
 from moorage_guest.images.archive import make_folders
 from moorage_guest.images.build import changes
 from moorage_guest.images.build.copying import place
-from moorage_guest.images.build.dockerfile import Instruction, parse_line
+from moorage_guest.images.build.dockerfile import Instruction, needs_buildkit, parse_line
 from moorage_guest.images.build.options import BuildOptions
 from moorage_guest.images.build.runner import RunStep, StepRunner
 from moorage_guest.images.build.sources import FolderTree, Source, SourceTree, hash_of
@@ -132,7 +132,15 @@ class StageState:
         config = changes.apply(instruction, self.config, self.expansion(instruction), cmd_set=self.cmd_set)
         if instruction.name == "CMD":
             self.cmd_set = True
-        await self._finish(config, None, _comment(instruction, config, self._shown(instruction, config)))
+        before = self.config.get("Healthcheck")
+        if instruction.name == "HEALTHCHECK" and before:
+            self.shop.emit(f"Note: overriding previous HEALTHCHECK: [{' '.join(before.get('Test') or ())}]\n")
+        created_by = _comment(instruction, config, self._shown(instruction, config))
+        if self._from_cache(config, created_by):
+            return
+        if instruction.name == "VOLUME":
+            await self.shop.layers.read(self.chain(), lambda root: _check_volumes(root, config["Volumes"]))
+        await self._record(config, None, created_by)
 
     def _shown(self, instruction: Instruction, config: Mapping[str, Any]) -> str:
         """Return an instruction as the history shows it, with its words expanded: the cache goes by that."""
@@ -153,9 +161,11 @@ class StageState:
         if instruction.name == "EXPOSE":
             words = [word for raw in sorted(instruction.text.split()) for word in expansion.many(raw)]
             return f"EXPOSE {' '.join(words)}"
-        if instruction.name in ("ONBUILD", "HEALTHCHECK"):
-            flags = [f"--{key}={value}" for key, value in instruction.flags.items()]
-            return " ".join([instruction.name, *flags, instruction.text])
+        if instruction.name == "HEALTHCHECK":
+            own = changes.apply(instruction, {}, expansion)
+            return f"HEALTHCHECK {changes.shown_health(own['Healthcheck'])}"
+        if instruction.name == "ONBUILD":
+            return f"ONBUILD {instruction.text}"
         return f"{instruction.name} {expansion.one(instruction.text)}"
 
     async def _arg(self, instruction: Instruction) -> None:
@@ -183,8 +193,11 @@ class StageState:
         wanted = str(config["WorkingDir"])
 
         def make(root: Path) -> None:
-            with _folder(root) as descriptor:
-                make_folders(descriptor, wanted)
+            try:
+                with _folder(root) as descriptor:
+                    make_folders(descriptor, wanted)
+            except NotADirectoryError:
+                raise InvalidParameter(f"Cannot mkdir: {wanted} is not a directory") from None
 
         await self._change(config, _comment(instruction, config, f"WORKDIR {wanted}"), make)
 
@@ -195,6 +208,8 @@ class StageState:
             raise InvalidParameter("Please provide a source image with `from` prior to run")
         if not instruction.text and not instruction.words:
             raise instruction.fault("RUN requires at least one argument")
+        for flag in instruction.flags:
+            raise InvalidParameter(needs_buildkit(flag))
         command = changes.command(instruction, self.config)
         environment = changes.environment(self.config)
         given = {name: value for name, value in self.args.items() if name not in environment}
@@ -454,6 +469,15 @@ def _mode(instruction: Instruction, text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{3,4}", text):
         raise instruction.fault(f"invalid chmod parameter: {text!r}: it should be octal, between 0 and 07777")
     return int(text, 8)
+
+
+def _check_volumes(root: Path, volumes: Iterable[str]) -> None:
+    """Refuse a volume where the image has a file. Blocks. Raises InvalidParameter."""
+    tree = _image_tree(root)
+    for path in volumes:
+        with contextlib.suppress(OSError):
+            if not tree.is_folder(posixpath.normpath(f"/{path}").lstrip("/")):
+                raise InvalidParameter(f"cannot mount volume over existing file, file exists {path}")
 
 
 def _image_tree(root: Path) -> FolderTree:
