@@ -78,8 +78,12 @@ class GitServer:
 
 
 @contextlib.contextmanager
-def served(folder: Path, sandbox: Sandbox) -> Iterator[GitServer]:
-    """Serve every repository ``NAME.git`` of a folder, those that belong to somebody else too."""
+def served(folder: Path, sandbox: Sandbox | None) -> Iterator[GitServer]:
+    """Serve every repository ``NAME.git`` of a folder in a sandbox, or on this machine itself."""
+
+    def inside(*argv: str) -> list[str]:
+        return sandbox.command(*argv) if sandbox is not None else list(argv)
+
     ports = free_port(), free_port()
     environment = {
         **os.environ,
@@ -98,15 +102,14 @@ def served(folder: Path, sandbox: Sandbox) -> Iterator[GitServer]:
     ]
     with (folder.parent / "git.log").open("wb") as log, contextlib.ExitStack() as stack:
         for argv in ([sys.executable, "-c", _SERVER, str(ports[0]), str(folder)], daemon):
-            process = subprocess.Popen(
-                sandbox.command(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
+            process = subprocess.Popen(inside(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
             stack.callback(process.wait, 60)
             stack.callback(process.terminate)
         for port in ports:
 
             def answers(port: int = port) -> bool:
-                return sandbox.run(sys.executable, "-c", _CONNECT, str(port), check=False).returncode == 0
+                argv = inside(sys.executable, "-c", _CONNECT, str(port))
+                return subprocess.run(argv, capture_output=True, timeout=60).returncode == 0
 
             wait_for("a git server to answer", answers)
         yield GitServer(f"http://127.0.0.1:{ports[0]}", f"git://127.0.0.1:{ports[1]}")
