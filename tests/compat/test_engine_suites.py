@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.moored import Moored, running_moored, wait_for
+from tests.support.moored import Moored, Sandbox, running_moored, wait_for
 
 
 def test_link_to_a_container_in_anothers_network_leads_to_that_ones_address(moored: Moored) -> None:
@@ -139,3 +139,27 @@ def test_daemon_that_cannot_start_says_so(moored: Moored) -> None:
     done = moored.sandbox.run(*moored.argv(), "--bridge", "none", "--bip", "10.1.1.1/24", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("failed to start daemon: ") and "mutually exclusive" in done.stderr
+
+
+def test_bridge_of_the_users_own_outlives_the_networks_on_it() -> None:
+    def bridges(moored: Moored) -> set[str]:
+        shown = moored.sandbox.run("ip", "-o", "link", "show", "type", "bridge").stdout
+        return {line.split(":")[1].strip() for line in shown.splitlines()}
+
+    with Sandbox() as sandbox:
+        for name, address in (("mine", "192.169.1.1/24"), ("mine2", "192.169.2.1/24")):
+            sandbox.run("ip", "link", "add", "name", name, "type", "bridge")
+            sandbox.run("ip", "address", "add", address, "dev", name)
+        moored = Moored(sandbox, ["--bridge", "mine"]).start()
+        option = "com.docker.network.bridge.name=mine2"
+        moored.docker("network", "create", "-o", option, "--subnet", "192.169.2.0/24", "on-it")
+        moored.docker("network", "rm", "on-it")
+        moored.stop()
+        moored.arguments.clear()
+        moored.start()
+        assert bridges(moored) == {"docker0", "mine", "mine2"}
+        moored.stop()
+        moored.arguments.extend(["--bridge", "none"])
+        moored.start()
+        assert bridges(moored) == {"mine", "mine2"}
+        moored.stop()

@@ -348,9 +348,10 @@ class Fabric:
             ) from error
 
     def unrealise(self, record: NetworkRecord) -> None:
-        """Take a network's rules and links away; quiet about what is gone."""
+        """Take a network's rules and links away; quiet about what is gone. A bridge that was there before stays."""
         self.change_firewall(removal(self.rules(record)))
-        if record.driver == "bridge" or record.made_parent:
+        link = self.route.link(record.interface) if record.interface else None
+        if record.made_parent or (record.driver == "bridge" and link is not None and link.alias == self.link_tag):
             links.remove_link(self.route, record.interface)
 
     def remove(self, reference: str) -> NetworkRecord:

@@ -276,6 +276,7 @@ def _default_networks(fabric: Fabric, records: dict[str, NetworkRecord], used: b
     old = next((record for record in records.values() if record.is_default), None)
     if not fabric.config.has_default_bridge:
         if old is not None and not used:
+            fabric.unrealise(old)
             fabric.store.delete(KIND, old.id)
             del records[old.id]
         return
