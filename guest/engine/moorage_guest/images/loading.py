@@ -1,8 +1,9 @@
-"""Loads images from archives: docker-archives (old and new) and OCI layouts, plain or compressed.
+"""Loads images from archives: docker-archives (old, older and new) and OCI layouts, plain or compressed.
 
 An archive is taken whole or not at all: images are recorded after every digest and every layer of it was good.
 """
 
+import hashlib
 import json
 import logging
 import posixpath
@@ -13,8 +14,8 @@ from typing import Any
 
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import content as media
-from moorage_guest.images import names
-from moorage_guest.images.compression import check_diff_id, compression
+from moorage_guest.images import names, v1archive
+from moorage_guest.images.compression import Bounded, check_diff_id, compression
 from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layerstore import chain_ids
 from moorage_guest.images.platforms import Platform, choose
@@ -45,6 +46,12 @@ class _Plan:
     tags: tuple[str, ...]
     manifest: str = ""
     hidden: tuple[str, ...] = ()
+    parent: str = ""
+
+    @property
+    def image_id(self) -> str:
+        """The id that the image will have."""
+        return f"sha256:{hashlib.sha256(self.raw_config).hexdigest()}"
 
 
 def load(
@@ -57,6 +64,8 @@ def load(
             plans = list(_docker_plans(images, files))
         elif "index.json" in files:
             plans = list(_oci_plans(images, files, platform))
+        elif v1archive.is_old(list(files)):
+            plans = _old_plans(images, files)
         else:
             raise TarError(
                 "open manifest.json: no such file in the archive; is it an archive of images? (docker import takes root file systems)"
@@ -298,7 +307,48 @@ def _tags(descriptor: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-# -- both ---------------------------------------------------------------------------------------------------------------
+# -- archives without a manifest ----------------------------------------------------------------------------------------
+
+
+def _old_plans(images: Images, files: Mapping[str, _File]) -> list[_Plan]:
+    names_ = v1archive.tags(_json(images, files, "repositories"))
+    tags: dict[str, list[str]] = {}
+    for name, old_id in names_:
+        tags.setdefault(old_id, []).append(str(names.parse(name).with_default_tag()))
+    plans: dict[str, _Plan] = {}
+    steps: dict[str, tuple[dict[str, Any], ...]] = {"": ()}
+    for image in v1archive.images(list(files), lambda name: _json(images, files, name)):
+        layers = []
+        for name in image.layers:
+            if name not in files:
+                raise TarError(f'"{name}" is missing from the archive')
+            layers.append(_layer(images, files[name], _diff_id(images, files[name])))
+        steps[image.old_id] = (*steps[image.parent], v1archive.step(image))
+        raw = v1archive.configuration(image, [layer.diff_id for layer in layers], steps[image.old_id])
+        diff_ids_of(json.loads(raw))
+        parent = plans[image.parent].image_id if image.parent else ""
+        plans[image.old_id] = _Plan(raw, tuple(layers), tuple(tags.pop(image.old_id, ())), parent=parent)
+    if tags:
+        raise TarError(f'invalid "repositories" in the archive: no image has the id {next(iter(tags))}')
+    return list(plans.values())
+
+
+def _diff_id(images: Images, file: _File) -> str:
+    """Return the digest of a layer without its compression."""
+    with images.content.path(file.digest).open("rb") as opened:
+        head = opened.read(8)
+        if not (kind := compression(head)):
+            return file.digest
+        undo = Bounded(kind)
+        data = head
+        while data:
+            for _ in undo.feed(data):
+                pass
+            data = opened.read(_PIECE)
+        return undo.finish()
+
+
+# -- all of them ---------------------------------------------------------------------------------------------------------------
 
 
 def _unpack(images: Images, plans: list[_Plan], owner: str, progress: Progress, quiet: bool) -> None:
@@ -330,8 +380,9 @@ def _unpack(images: Images, plans: list[_Plan], owner: str, progress: Progress, 
 
 def _record(images: Images, plan: _Plan, owner: str, progress: Progress) -> Image:
     image = images.create(
-        plan.raw_config, plan.layers, owner=owner, manifest=plan.manifest, tags=plan.tags, hidden=plan.hidden
-    )
+        plan.raw_config, plan.layers, owner=owner, manifest=plan.manifest, tags=plan.tags, hidden=plan.hidden,
+        parent=plan.parent,
+    )  # fmt: skip
     familiar = [names.parse(tag).familiar for tag in plan.tags]
     for name in familiar:
         progress({"stream": f"Loaded image: {name}\n"})
