@@ -20,7 +20,8 @@ StateName = Literal["absent", "stopped", "starting", "booted", "ready", "stoppin
 class Model(BaseModel):
     """Base of all: what a newer backend adds is ignored by an older client."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # Validators are built at first use, as those of `moorage_contract.agent`.
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class PublishedPort(Model):

@@ -11,7 +11,8 @@ import aiohttp
 from pydantic import BaseModel
 
 from moorage_host.api import PREFIX, Line, MachineStatus
-from moorage_host.client import Progress, ensure_backend, failure, quiet
+from moorage_host.backend_process import ensure_backend
+from moorage_host.client import Progress, failure, quiet
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.paths import Paths, user_paths
 

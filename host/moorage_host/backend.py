@@ -21,20 +21,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import IO, Any
 
-from aiohttp import web
-from moorage_contract import agent as protocol
-from pydantic import BaseModel, ValidationError
+from moorage_contract.postponed import postponed, quick_imports
 
-from moorage_host.api import PREFIX, ErrorAnswer, Line
-from moorage_host.control import Controller
-from moorage_host.errors import ErrorCode, HostError
-from moorage_host.files import private_folder
-from moorage_host.link.forwarder import unix_listener
-from moorage_host.machine import console
-from moorage_host.machine.machine import Progress
-from moorage_host.paths import Paths, docker_config, user_paths
-from moorage_host.session import AGENT_PATIENCE
-from moorage_host.settings import faults
+# aiohttp's client, which reads the certificates of all authorities, is not needed; the version is what its modules ask for.
+with quick_imports(), postponed("aiohttp", __version__=""):
+    from aiohttp import web
+    from moorage_contract import agent as protocol
+    from pydantic import BaseModel, ValidationError
+
+    from moorage_host.api import PREFIX, ErrorAnswer, Line
+    from moorage_host.control import Controller
+    from moorage_host.errors import ErrorCode, HostError
+    from moorage_host.files import private_folder
+    from moorage_host.link.forwarder import unix_listener
+    from moorage_host.machine import console
+    from moorage_host.machine.machine import Progress
+    from moorage_host.paths import Paths, docker_config, user_paths
+    from moorage_host.session import AGENT_PATIENCE
+    from moorage_host.settings import faults
 
 logger = logging.getLogger(__name__)
 

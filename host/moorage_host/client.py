@@ -10,8 +10,6 @@ import contextlib
 import http.client
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,8 +30,8 @@ from moorage_host.api import (
     MachineStatus,
     PublishedPort,
 )
+from moorage_host.backend_process import ensure_backend, running
 from moorage_host.errors import ErrorCode, HostError
-from moorage_host.files import private_folder
 from moorage_host.paths import Paths, user_paths
 from moorage_host.settings import Settings
 
@@ -54,7 +52,6 @@ __all__ = [
 Progress = Callable[[str], None]
 M = TypeVar("M", bound=BaseModel)
 
-BACKEND_DEADLINE = 30.0
 ATTEMPTS = 4
 
 
@@ -71,56 +68,6 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
-
-
-def listens(path: Path) -> bool:
-    """Whether somebody accepts connections at a unix socket; a file that a killed process left does not count."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(5)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def running(paths: Paths) -> bool:
-    """Whether a backend accepts connections."""
-    return listens(paths.backend_socket)
-
-
-def ensure_backend(paths: Paths) -> None:
-    """Start the backend unless one answers; returns when it does. Blocks up to 30 s. Raises HostError."""
-    if running(paths):
-        return
-    private_folder(paths.state)
-    with paths.backend_log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moorage_host.backend"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + BACKEND_DEADLINE
-    while not running(paths):
-        ended = process.poll()
-        if ended not in (None, 0):
-            raise HostError(
-                f"the backend ended with status {ended} as it started",
-                hint=f"see {paths.backend_log}",
-                code=ErrorCode.UNAVAILABLE,
-            )
-        if time.monotonic() > deadline:
-            raise HostError(
-                f"the backend does not answer at {paths.backend_socket}",
-                hint=f"see {paths.backend_log}",
-                code=ErrorCode.TIMEOUT,
-            )
-        time.sleep(0.03)
-    # The process outlives us on purpose; what is left of the object must not complain about it.
-    process.returncode = 0
 
 
 class Client:

@@ -31,7 +31,7 @@ from moorage_host.machine.lifecycle import RUNNING, State, move
 from moorage_host.machine.machine import Machine, Power, Progress
 from moorage_host.machine.saved import Plan
 from moorage_host.paths import Paths
-from moorage_host.ports import PortForwards
+from moorage_host.ports import PortForwards, prepare
 from moorage_host.session import Session
 from moorage_host.settings import Settings
 
@@ -74,6 +74,7 @@ class Controller:
         self._session: Session | None = None
         self._docker: Forwarder | None = None
         self._forwards: PortForwards | None = None
+        self._prepared: asyncio.Task[None] | None = None
         self._reconciled = False
         self._operation = asyncio.Lock()
         self._doing = ""
@@ -193,6 +194,7 @@ class Controller:
             self._booted_with = found
             self._boot_began = time.monotonic()
             self._say("waiting for the guest", progress)
+            self._prepared = asyncio.create_task(asyncio.to_thread(prepare), name="imports for the ports")
         elif self._state is State.PAUSED:
             await self._go_on(progress)
         self._wake.set()

@@ -15,14 +15,18 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import paramiko
 from moorage_contract import agent as protocol
+from moorage_contract.postponed import postponed
 from pydantic import ValidationError
 
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.link import agent
 from moorage_host.link.keys import Keys
-from moorage_host.link.ssh import Link, NobodyListens
+
+with postponed("paramiko", "moorage_host.link.ssh"):  # the machine can be started meanwhile
+    import paramiko
+
+    from moorage_host.link import ssh
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ class Session:
     def __init__(self, keys: Keys, port: Callable[[], Awaitable[int]]) -> None:
         self._keys = keys
         self._port = port
-        self._link: Link | None = None
+        self._link: ssh.Link | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="guest")
@@ -59,7 +63,7 @@ class Session:
         if self.connected:
             return
         port = await self._port()
-        link = await self._run(lambda: Link.connect(("127.0.0.1", port), self._keys, timeout=HANDSHAKE))
+        link = await self._run(lambda: ssh.Link.connect(("127.0.0.1", port), self._keys, timeout=HANDSHAKE))
         with self._changed:
             if self._closed:
                 link.close()
@@ -75,7 +79,7 @@ class Session:
         """Replace a connection that has gone silent, once another one can be made: a guest that is merely slow, as under a
         busy host, answers through neither, and keeps the old one with all that goes through it. Raises HostError."""
         port = await self._port()
-        fresh = await self._run(lambda: Link.connect(("127.0.0.1", port), self._keys, timeout=HANDSHAKE))
+        fresh = await self._run(lambda: ssh.Link.connect(("127.0.0.1", port), self._keys, timeout=HANDSHAKE))
         if await self.answers():
             fresh.close()
             return
@@ -86,7 +90,7 @@ class Session:
             if link is not None:
                 link.close()
 
-    def link(self, wait: float = 0) -> Link:
+    def link(self, wait: float = 0) -> ssh.Link:
         """The connection, waited for up to `wait` seconds; blocks. Raises HostError when there is none."""
         deadline = time.monotonic() + wait
         with self._changed:
@@ -136,7 +140,7 @@ class Session:
             try:
                 answer = await self._run(lambda: agent.call(self.link(), request.method, params, timeout=timeout))
                 return parsed(result, answer, request.method)
-            except NobodyListens:
+            except ssh.NobodyListens:
                 if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(AGENT_RETRY)
@@ -144,7 +148,7 @@ class Session:
     def watch_agent(self, told: Callable[[protocol.Status], None], ended: Callable[[], None]) -> None:
         """Call `told` with each status the agent sends, and `ended` when no more come, from another thread. Returns at once."""
 
-        def follow(link: Link) -> None:
+        def follow(link: ssh.Link) -> None:
             try:
                 for answer in agent.watch(link):
                     told(parsed(protocol.Status, answer, "watch"))

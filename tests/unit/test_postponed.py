@@ -11,7 +11,7 @@ from typing import Any
 
 import moorage_guest
 import pytest
-from moorage_guest.postponed import Postponed, postponed
+from moorage_contract.postponed import Postponed, postponed
 
 #: Seldom needed and heavy: what pulls, pushes, builds, reads archives, or explains a mistake.
 SELDOM = (
@@ -23,7 +23,7 @@ IDLE = """
 import sys
 from moorage_guest.agent.imports import import_daemon
 import_daemon()
-from moorage_guest.postponed import Postponed
+from moorage_contract.postponed import Postponed
 print(*(name for name, module in sys.modules.items() if type(module) is not Postponed))
 """
 

@@ -6,6 +6,7 @@ The models are the host's side; the agent itself uses the standard library alone
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -304,9 +305,6 @@ class Reply(Message):
     error: AgentError | None = None
 
 
-_REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
-
-
 def request_line(number: int, request: Request) -> bytes:
     """Encode a request for the wire, newline included. Fields that are None are left out."""
     params = request.model_dump(mode="json", exclude={"method"}, exclude_none=True)
@@ -322,4 +320,10 @@ class Envelope(Message):
 
     def request(self) -> Request:
         """The typed request; raises pydantic's ValidationError for an unknown method or wrong parameters."""
-        return _REQUEST.validate_python({**self.params, "method": self.method})
+        return _requests().validate_python({**self.params, "method": self.method})
+
+
+@functools.cache
+def _requests() -> TypeAdapter[Request]:
+    """Return the validator of all requests, which takes longer to build than most commands of the host to run."""
+    return TypeAdapter(Request)

@@ -6,7 +6,7 @@ need. Here that code waits until a name is used that it defines, such as `aiohtt
 elsewhere gets it whole, as ever.
 """
 
-from moorage_guest.postponed import postponed
+from moorage_contract.postponed import postponed
 
 __all__ = [
     "AbstractStreamWriter", "BaseRequest", "ClientPayloadError", "HTTPException", "HttpProcessingError", "HttpVersion11",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from moorage_host.backend_process import running
 from moorage_host.cli.output import stdout
-from moorage_host.client import Client, running
+from moorage_host.client import Client
 from moorage_host.paths import user_paths
 
 app = typer.Typer(no_args_is_help=True, help="The background process of the command line and the window.")

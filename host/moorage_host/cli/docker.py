@@ -7,7 +7,8 @@ import shutil
 
 import typer
 
-from moorage_host.client import Client, listens
+from moorage_host.backend_process import listens
+from moorage_host.client import Client
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.paths import user_paths
 

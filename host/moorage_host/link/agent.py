@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import paramiko
+from moorage_contract.postponed import postponed
 
 from moorage_host.errors import ErrorCode, HostError
+
+with postponed("paramiko"):
+    import paramiko
 
 SOCKET = "/run/moorage/agent.sock"
 _CODES = {code.value: code for code in ErrorCode}

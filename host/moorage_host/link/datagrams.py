@@ -18,11 +18,14 @@ from pathlib import Path
 from select import select
 from typing import Any, Protocol
 
-import paramiko
+from moorage_contract.postponed import postponed
 
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.link import datagram_relay
 from moorage_host.link.datagram_relay import CLOSE, DATA, MOST, OPEN, Frames, frame
+
+with postponed("paramiko"):
+    import paramiko
 
 logger = logging.getLogger(__name__)
 

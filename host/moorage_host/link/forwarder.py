@@ -10,14 +10,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import paramiko
+from moorage_contract.postponed import postponed
 
 from moorage_host.errors import ErrorCode, HostError
+
+with postponed("paramiko"):
+    import paramiko
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 128 * 1024
-Opener = Callable[[], paramiko.Channel]
+Opener = Callable[[], "paramiko.Channel"]
 
 
 class Forwarder:

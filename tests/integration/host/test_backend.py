@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from moorage_host.async_client import AsyncClient
-from moorage_host.client import Client, running
+from moorage_host.backend_process import begin_backend, running
+from moorage_host.client import Client
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.paths import Paths, user_paths
 
@@ -40,6 +41,16 @@ def client(paths: Paths) -> Iterator[Client]:
 def test_first_call_starts_one_backend_and_later_ones_use_it(client: Client, paths: Paths) -> None:
     first, second = client.status().backend.pid, Client(paths).status().backend.pid
     assert first == second == backend_pid(paths)
+
+
+def test_backend_begun_ahead_is_the_one_that_is_waited_for(client: Client, paths: Paths) -> None:
+    def children() -> set[int]:
+        return {int(pid) for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text().split()}
+
+    before = children()
+    begin_backend(paths)
+    begun = children() - before
+    assert {client.status().backend.pid} == begun == children() - before
 
 
 def test_control_socket_is_the_users_alone(client: Client, paths: Paths) -> None:

@@ -11,7 +11,7 @@ _PYDANTIC = {"PYDANTIC_DISABLE_PLUGINS": "__all__", "PYDANTIC_SKIP_VALIDATING_CO
 
 
 def import_daemon() -> None:
-    """Import what the daemon imports when it starts: what it has postponed (see `moorage_guest.postponed`) stays so."""
+    """Import what the daemon imports when it starts: what it has postponed (see `moorage_contract.postponed`) stays so."""
     with _quick_pydantic():
         importlib.import_module("moorage_guest.daemon")
 

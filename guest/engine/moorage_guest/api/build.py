@@ -5,6 +5,8 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from moorage_contract.postponed import postponed
+
 from moorage_guest import web
 from moorage_guest.api.images import streamed
 from moorage_guest.api.server import ApiRequest, Route, filters, json_response, query_bool
@@ -19,7 +21,6 @@ from moorage_guest.images.registry import decode_header
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue, with_body
 from moorage_guest.images.tarformat import looks_like_tar
-from moorage_guest.postponed import postponed
 
 with postponed(*(f"moorage_guest.images.build.{each}" for each in ("builder", "context", "git", "options"))):
     from moorage_guest.images.build import builder, context, git, options

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moorage_contract.postponed import postponed
+
 from moorage_guest import web
 from moorage_guest.api.server import (
     ApiRequest,
@@ -28,7 +30,6 @@ from moorage_guest.images.registry import Credentials
 from moorage_guest.images.registry import login as registry_login
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BufferedSource, ProgressQueue, failure, with_body
-from moorage_guest.postponed import postponed
 
 with postponed(
     "moorage_guest.images.distribution",

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from moorage_contract.postponed import postponed
+
 from moorage_guest.images.tarformat import TarError
-from moorage_guest.postponed import postponed
 
 with postponed("zstandard"):
     import zstandard

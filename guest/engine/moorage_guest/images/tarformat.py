@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from moorage_contract.postponed import postponed
+
 from moorage_guest.errors import InvalidParameter
-from moorage_guest.postponed import postponed
 
 with postponed("tarfile"):
     import tarfile
