@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.support.images import busybox_archive
 from tests.support.moored import Moored, Sandbox, running_moored, wait_for
 
 
@@ -163,3 +164,25 @@ def test_bridge_of_the_users_own_outlives_the_networks_on_it() -> None:
         moored.start()
         assert bridges(moored) == {"mine", "mine2"}
         moored.stop()
+
+
+def test_address_of_ones_own_is_free_for_the_next_start_at_once(moored: Moored) -> None:
+    moored.docker("network", "create", "--subnet", "172.30.0.0/16", "static")
+    moored.docker("run", "-d", "--net=static", "--ip", "172.30.5.44", "--name", "kept", "busybox", "sleep", "1000")
+    for _ in range(4):
+        moored.docker("restart", "-t", "0", "kept")
+    for _ in range(4):
+        moored.docker("rm", "-f", "kept")
+        moored.docker("run", "-d", "--net=static", "--ip", "172.30.5.44", "--name", "kept", "busybox", "sleep", "1000")
+    taken = moored.docker_run("run", "--net=static", "--ip", "172.30.5.44", "busybox", "true")
+    assert "Address already in use" in taken.stderr
+    moored.docker("rm", "-f", "kept")
+    moored.docker("network", "rm", "static")
+
+
+def test_mac_address_brings_an_ipv6_address_on_the_default_bridge() -> None:
+    with running_moored("--ipv6", "--fixed-cidr-v6=2001:db8:1::/64") as moored:
+        moored.docker("load", "-i", str(busybox_archive()))
+        container = moored.docker("run", "-d", "--mac-address", "AA:BB:CC:DD:EE:FF", "busybox", "sleep", "1000")
+        shown = moored.docker("inspect", "-f", "{{.NetworkSettings.Networks.bridge.GlobalIPv6Address}}", container)
+        assert shown == "2001:db8:1::aabb:ccdd:eeff"

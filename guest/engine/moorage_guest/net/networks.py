@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moorage_guest.api.types import EndpointSettings
-from moorage_guest.errors import EngineError, InvalidParameter, NotFound, SystemError_
+from moorage_guest.errors import EngineError, Forbidden, InvalidParameter, NotFound, SystemError_
 from moorage_guest.events import EventBus
 from moorage_guest.net import requests
 from moorage_guest.net.config import NetConfig
@@ -199,12 +199,24 @@ class Networks:
         """
         sandboxes = self._sandboxes
         try:
-            sandbox = await self._run(lambda: sandboxes.allocate(request))
+            sandbox = await self._run_with_addresses(lambda: sandboxes.allocate(request))
         except EngineError as error:
             raise type(error)(f"failed to set up container networking: {error}") from error
         for settings in sandbox.endpoints.values():
             self._network_event("connect", settings.network_id, request.container_id)
         return sandbox
+
+    async def _run_with_addresses(self, work: Callable[[], T]) -> T:
+        """Run what takes addresses; once more when they were those of a container whose links are just going."""
+        going = self._reaping
+        try:
+            return await self._run(work)
+        except Forbidden:
+            going = self._reaping or going
+            if going is None:
+                raise
+        await asyncio.wait({going})
+        return await self._run(work)
 
     async def release(self, container_id: str) -> None:
         """Take a container's namespace apart after it has ended; quiet when there is none.
@@ -254,7 +266,7 @@ class Networks:
         record, sandboxes = self._joinable(network), self._sandboxes
         self._sandbox_of(container_id)
         wanted = settings or EndpointSettings()
-        endpoint = await self._run(lambda: sandboxes.connect(container_id, record, wanted))
+        endpoint = await self._run_with_addresses(lambda: sandboxes.connect(container_id, record, wanted))
         self._network_event("connect", record.id, container_id)
         return endpoint_settings(endpoint)
 

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -191,7 +192,7 @@ class Sandboxes:
         asked = settings.ipam_config or EndpointIPAMConfig()
         try:
             for version, static in ((4, asked.ipv4_address), (6, asked.ipv6_address)):
-                address = self._address(network, version, static)
+                address = self._address(network, version, static or _of_mac(network, version, settings))
                 if address is not None:
                     taken.append((version, address))
         except EngineError:
@@ -395,6 +396,14 @@ class Sandboxes:
         self._fabric.sandboxes[container_id] = record
         self._fabric.files.put(record)
         self.naming.tell(record)
+
+
+def _of_mac(network: NetworkRecord, version: int, settings: EndpointSettings) -> str:
+    """Return the IPv6 address that a MAC of one's own brings on the default bridge where there is room for one, as in dockerd."""
+    subnet = next((subnet.network for subnet in network.subnets if subnet.version == 6), None)
+    if version == 4 or not network.is_default or not settings.mac_address or subnet is None or subnet.prefixlen > 80:
+        return ""
+    return str(subnet.network_address + int(re.sub("[:-]", "", settings.mac_address), 16))
 
 
 def reap(route: RouteSocket, remains: Remains, fabric: Fabric) -> None:
