@@ -198,7 +198,8 @@ class Controller:
         elif self._state is State.PAUSED:
             await self._go_on(progress)
         self._wake.set()
-        await self._until(lambda: self._state is State.READY or self._state not in RUNNING, READY_DEADLINE, progress)
+        deadline = READY_DEADLINE * (2 if self._plan is Plan.SAVE else 1)  # then it comes up twice
+        await self._until(lambda: self._state is State.READY or self._state not in RUNNING, deadline, progress)
         if self._state is not State.READY:
             if self._plan is not Plan.BOOT:
                 self._machine_for(found).distrust_saved()

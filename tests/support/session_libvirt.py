@@ -26,14 +26,15 @@ def main() -> None:
             folder.mkdir(mode=0o700)
             os.environ[name] = str(folder)
         client = Client(user_paths())
-        client.change_settings(image=str(image_folder()), memory_mib=1024, cpus=1, disk_gib=4)
+        client.change_settings(image=str(image_folder()), accelerator="tcg", memory_mib=1024, cpus=1, disk_gib=4)
         started = client.start()
-        seen = {
+        seen: dict[str, object] = {
             "uri": started.libvirt_uri,
             "state": started.state,
             "user": os.getuid(),
             "qemu_user": owner_of_qemu(json.loads(user_paths().machine_record.read_text())["uuid"]),
         }
+        seen["restored"] = "saved here; restored" in user_paths().console_log.read_text(errors="replace")
         client.stop()
         seen["stopped"] = client.status().state
         client.delete()

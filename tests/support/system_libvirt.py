@@ -90,6 +90,7 @@ def main() -> None:
         with daemon("libvirtd", SOCKET):
             client.restart()
             seen["restarted"] = client.status().state
+            seen["restored"] = "saved here; restored" in user_paths().console_log.read_text(errors="replace")
             client.delete()
             connection = libvirt.open("qemu:///system")
             seen["left"] = [domain.name() for domain in connection.listAllDomains()]

@@ -35,7 +35,7 @@ def test_root_uses_the_system_daemon_where_it_answers_and_outlives_its_restart()
     assert (found["uri"], found["state"]) == ("qemu:///system", "ready")
     # QEMU must read root's private folders, which the daemon's own libvirt-qemu could not.
     assert (found["domain"], found["qemu_user"]) == ("moorage", 0)
-    assert (found["restarted"], found["left"]) == ("ready", [])
+    assert (found["restarted"], found["restored"], found["left"]) == ("ready", True, [])
 
 
 def test_ordinary_user_needs_no_rights() -> None:
@@ -43,3 +43,4 @@ def test_ordinary_user_needs_no_rights() -> None:
     user = pwd.getpwnam("nobody").pw_uid
     assert (found["uri"], found["state"]) == ("qemu:///session", "ready")
     assert (found["user"], found["qemu_user"], found["stopped"]) == (user, user, "stopped")
+    assert found["restored"]  # by the first start, which saved
