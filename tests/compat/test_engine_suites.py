@@ -125,7 +125,8 @@ def test_reload_is_told_in_the_words_of_daemon_json(moored: Moored) -> None:
     moored.config_file.write_text('{"labels": ["bar=foo"], "max-concurrent-uploads": 7, "debug": true}')
     moored.signal(signal.SIGHUP)
     wait_for("the reload", lambda: 'Reloaded configuration: {\\"' in moored.log())
-    assert 'level=debug msg="Reset Max Concurrent Uploads: 7"' in moored.log()
+    for kind, number in (("Uploads", 7), ("Downloads", 3)):
+        assert f'level=debug msg="Reset Max Concurrent {kind}: {number}"' in moored.log()
     event = moored.docker("events", "--since=0", f"--until={time.time():.9f}", "--filter=event=reload")
     for part in (
         'labels=["bar=foo"]',

@@ -121,9 +121,8 @@ class Graph:
         self.images.configure(registry_settings(self.config.current))
         current = self.config.current
         logging.getLogger().setLevel(logging.DEBUG if current.debug else logging.INFO)
-        for key, word in (("max-concurrent-downloads", "Downloads"), ("max-concurrent-uploads", "Uploads")):
-            if key in changed:
-                log.debug("Reset Max Concurrent %s: %d", word, changed[key])
+        log.debug("Reset Max Concurrent Downloads: %d", current.max_concurrent_downloads)
+        log.debug("Reset Max Concurrent Uploads: %d", current.max_concurrent_uploads)
         self.events.publish("daemon", "reload", self.identity, _reload_attributes(current))
         proxies = {
             key: masked_proxy(value)
