@@ -38,6 +38,9 @@ MTU_OPTION = "com.docker.network.driver.mtu"
 IFNAME_OPTION = "com.docker.network.endpoint.ifname"
 SYSCTLS_OPTION = "com.docker.network.endpoint.sysctls"
 
+#: Length of the prefix that a link-local address is given with, by IP version; the network is everybody's own link.
+LINK_LOCAL_PREFIX = {4: 16, 6: 64}
+
 _MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 _IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 _IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
@@ -260,10 +263,9 @@ def configure(route: RouteSocket, endpoint: EndpointRecord) -> None:
     if endpoint.ipv6:
         write_sysctl(f"ipv6/conf/{endpoint.link}/disable_ipv6", "0")
     interfaces = [i for i in (endpoint.interface4, endpoint.interface6) if i is not None]
-    for local in (
-        endpoint.asked.get("IPAMConfig", {}).get("LinkLocalIPs", []) if endpoint.asked.get("IPAMConfig") else []
-    ):
-        interfaces.append(ipaddress.ip_interface(local))
+    for local in (endpoint.asked.get("IPAMConfig") or {}).get("LinkLocalIPs") or ():
+        address = ipaddress.ip_address(local)
+        interfaces.append(ipaddress.ip_interface((address, LINK_LOCAL_PREFIX[address.version])))
     route.send(
         [
             *(add_address(link.index, interface) for interface in interfaces),
