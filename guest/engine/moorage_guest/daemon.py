@@ -138,6 +138,7 @@ async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals) 
             await graph.server.serve(listener.socket, tls=listener.tls)
         await graph.server.take_over()
         await agent.ready()
+        graph.spare.soon()
         log.info("Daemon has completed initialization")
         for listener in listeners:
             log.info("API listen on %s", listener.path or listener.socket.getsockname())

@@ -24,6 +24,7 @@ from moorage_guest.images.store import Images
 from moorage_guest.info import engine_id, engine_info, masked_proxy
 from moorage_guest.liveconfig import ConfigFileError, LiveConfig
 from moorage_guest.logs.pump import Pump
+from moorage_guest.memory import Spare
 from moorage_guest.net.networks import Networks
 from moorage_guest.paths import DataRoot, ExecRoot
 from moorage_guest.room import shortages
@@ -70,6 +71,8 @@ class Graph:
         self.images.configure(registry_settings(config.current))
         self._build_steps = ContainerSteps(self.containers)
         self.server = ApiServer(again.checked(self._routes(), self.containers, self.networks), holder=agent)
+        self.spare = Spare()
+        self.server.on_streamed = self.spare.soon
 
     def _routes(self) -> list[Route]:
         self._system = system.SystemService(
@@ -141,6 +144,7 @@ class Graph:
 
     async def close(self) -> None:
         """End threads and connections. Containers, networks and mounts stay."""
+        self.spare.close()
         await self.server.close()
         await self.containers.close()
         await self.pump.stop()

@@ -88,6 +88,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Path]:
             Route("GET", "/broken", broken),
             Route("POST", "/body", body),
             Route("GET", "/stream", stream),
+            Route("POST", "/stream", stream),
             Route("POST", "/talk", talk),
             Route("GET", "/new", stream, since=(1, 44)),
         ]
@@ -197,3 +198,21 @@ async def test_without_upgrade_the_stream_follows_a_200(server: Path) -> None:
     assert await reader.read() == b"TEXT"
     writer.close()
     await writer.wait_closed()
+
+
+async def test_only_answers_that_were_streams_are_told_of_as_large(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "api.sock"))
+    listener.listen()
+    api = ApiServer([Route("GET", "/stream", stream), Route("POST", "/stream", stream), Route("POST", "/body", body)])
+    streamed = asyncio.Event()
+    api.on_streamed = streamed.set
+    await api.serve(listener)
+    try:
+        await call(tmp_path / "api.sock", "GET", "/stream")
+        await call(tmp_path / "api.sock", "POST", "/body", b"{}", Content_Type="application/json")
+        assert not streamed.is_set()
+        await call(tmp_path / "api.sock", "POST", "/stream")
+        await asyncio.wait_for(streamed.wait(), 60)
+    finally:
+        await api.close()

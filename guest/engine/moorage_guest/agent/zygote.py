@@ -63,6 +63,7 @@ class Zygote:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         gc.collect()
+        kernel.give_back()
         gc.freeze()
         gc.enable()
         while True:

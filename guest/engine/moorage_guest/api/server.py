@@ -152,6 +152,8 @@ class ApiServer:
         self, routes: Iterable[Route], *, headers: Mapping[str, str] | None = None, holder: Holder | None = None
     ) -> None:
         self._routes = RouteTable(routes)
+        #: Called after each answer that was a stream: such requests load, build, pull.
+        self.on_streamed: Callable[[], None] = lambda: None
         self.headers = {
             "Api-Version": API_VERSION,
             "Docker-Experimental": "false",
@@ -245,6 +247,8 @@ class ApiServer:
             response.status,
             time.monotonic() - started,
         )
+        if request.method == "POST" and not isinstance(response, web.Response | _Detached):
+            self.on_streamed()
         return response
 
     async def _dispatch(self, request: ApiRequest) -> web.StreamResponse:

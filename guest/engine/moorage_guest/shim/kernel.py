@@ -34,6 +34,16 @@ PIPE_SIZE = 64 * 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+#: glibc's alone.
+_malloc_trim = getattr(_libc, "malloc_trim", None)
+
+
+def give_back() -> None:
+    """Give the memory back to the system that is free and kept for later. Blocks for milliseconds, without holding the interpreter."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
 def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
