@@ -9,6 +9,8 @@ from typing import Any
 
 from moorage_contract.daemon_config import SETTINGS, Absent, ConfigError, DaemonConfig, parse
 
+from moorage_guest.settingsfile import read_text
+
 log = logging.getLogger(__name__)
 
 _KEYS = {setting.attribute: setting.key for setting in SETTINGS.values()}
@@ -26,7 +28,7 @@ def load(
     ``defaults`` are values of attributes that neither the file nor the command line has to give.
     """
     try:
-        text = path.read_text()
+        text = read_text(path)
     except FileNotFoundError:
         if must_exist:
             raise ConfigFileError(
@@ -34,7 +36,8 @@ def load(
             ) from None
         text = ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigFileError(f"unable to configure the Docker daemon with file {path}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigFileError(f"unable to configure the Docker daemon with file {path}: {reason}") from None
     try:
         config = parse(text, flags=flags)
     except ConfigError as error:

@@ -3,6 +3,8 @@
 What its keys mean is the daemon's business; here it is a text that the daemon accepts or not.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
 import time
@@ -12,11 +14,9 @@ from typing import NamedTuple
 
 from moorage_guest.agent.daemon import Daemon
 from moorage_guest.agent.probe import Probe
+from moorage_guest.settingsfile import MAX_BYTES, read_text
 from moorage_guest.shim.connection import Refused
 from moorage_guest.shim.loop import Loop
-
-#: Largest daemon.json in bytes.
-MAX_BYTES = 1024 * 1024
 
 #: Seconds that the daemon has to answer in after a change.
 PROBE_DEADLINE = 90.0
@@ -49,15 +49,20 @@ class Config:
         self.rolled_back: dict[str, object] | None = None
 
     def content(self) -> str:
-        """Return the file's text; {} when there is none."""
+        """Return the file's text; {} when there is none. Raises OSError when something else is in its place."""
         try:
-            return self._file.read_text()
+            return read_text(self._file)
         except FileNotFoundError:
             return "{}\n"
+        except UnicodeDecodeError as error:
+            raise OSError(errno.EILSEQ, f"it is no text: {error}", str(self._file)) from None
 
     def sha256(self) -> str:
-        """Return the digest of the file as it is."""
-        return hashlib.sha256(self.content().encode()).hexdigest()
+        """Return the digest of the file as it is, "" when it cannot be read."""
+        try:
+            return hashlib.sha256(self.content().encode()).hexdigest()
+        except OSError:
+            return ""
 
     def validate(self, content: str, done: Callable[[bool, str], None]) -> None:
         """Ask the daemon's own code whether it would take this text."""
@@ -112,20 +117,31 @@ class Config:
         if self._busy or self._daemon.failures < _SUSPECT_AFTER:
             return
         try:
-            good = self._good.read_text()
-        except OSError:
+            good = read_text(self._good)
+        except (OSError, ValueError):
             return
-        if good == self.content():
-            return
+        with contextlib.suppress(OSError):
+            if good == self.content():
+                return
         self._log("the daemon does not start with daemon.json as it is: the last good one is put back")
         self._note(self._daemon.last_error)
         try:
-            _write(self._file.with_name(self._file.name + ".rejected"), self.content())
+            self._reject()
             _write(self._file, good)
         except OSError as error:
             self._log(f"cannot put the good daemon.json back: {error.strerror}")
         else:
             self._daemon.forgive()
+
+    def _reject(self) -> None:
+        """Put what is in the file's place aside, whatever it is."""
+        aside = self._file.with_name(self._file.name + ".rejected")
+        if aside.is_dir() and not aside.is_symlink():
+            aside.rename(aside.with_name(f"{aside.name}-{time.time_ns()}"))
+        elif self._file.is_dir():
+            aside.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._file.rename(aside)
 
     def _arguments(self) -> list[str]:
         arguments = list(self._daemon.argv)
@@ -133,7 +149,11 @@ class Config:
         return arguments
 
     def _put_in_force(self, content: str, restart: bool, finish: Callable[[Applied], None]) -> None:
-        before = self.content() if self._file.exists() else None
+        try:
+            before = self.content() if self._file.exists() else None
+        except OSError:
+            self._reject()
+            before = None
         _write(self._file, content)
 
         def probed(answered: bool) -> None:
@@ -180,8 +200,8 @@ class Config:
         self.rolled_back = {"message": message, "at": time.time()}
 
     def _remember(self) -> None:
-        content = self.content()
         try:
+            content = self.content()
             if self._good.exists() and self._good.read_text() == content:
                 return
             _write(self._good, content)
