@@ -13,6 +13,7 @@ from docker.errors import BuildError
 
 from tests.support.dockerd import tools_root
 from tests.support.moored import Moored, wait_for
+from tests.support.openapi import Api
 
 pytestmark = pytest.mark.root
 
@@ -288,3 +289,10 @@ def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_of_it(fresh_moo
 def test_an_empty_command_runs_what_the_image_runs(moored: Moored) -> None:
     moored.docker("build", "-q", "-t", "nothing-run", "-", input="FROM busybox\nRUN []\n")
     moored.docker("rmi", "nothing-run")
+
+
+def test_older_clients_can_tell_an_empty_command_from_none(moored: Moored) -> None:
+    for text, command in (("ENTRYPOINT a\nCMD []", []), ("ENTRYPOINT a", None)):
+        moored.docker("build", "-t", "made", "-", input=f"FROM busybox\n{text}\n")
+        old = Api(moored.socket, version="1.45").get("/images/made/json").json["Config"]
+        assert old["Cmd"] == command

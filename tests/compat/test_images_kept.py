@@ -129,3 +129,22 @@ def test_several_images_are_saved_by_name_and_id_and_imported_with_changes(moore
     assert made["Config"]["Labels"] == {"l": "m"}
     assert made["Comment"] == "by hand"
     moored.docker("rmi", "imported:1", "first:1", "first:2", second)
+
+
+def test_a_load_keeps_parents_and_times_and_tells_of_a_name_that_moves(moored: Moored, tmp_path: Path) -> None:
+    ids = []
+    for number, base in enumerate(("busybox", "made:0")):
+        moored.docker("run", "--name", "made", "--network", "none", base, "touch", f"/{number}")
+        ids.append(moored.docker("commit", "made", f"made:{number}"))
+        moored.docker("rm", "made")
+    before = json.loads(moored.docker("image", "inspect", "made:0", "made:1"))
+    moored.docker("save", "-o", str(tmp_path / "both.tar"), "made:1", "made:0")
+    moored.docker("load", "-i", str(tmp_path / "both.tar"))
+    assert json.loads(moored.docker("image", "inspect", "made:0", "made:1")) == before
+    moored.docker("rmi", "made:1", "made:0")
+    moored.docker("tag", "busybox", "made:1")
+    out = moored.docker("load", "-i", str(tmp_path / "both.tar"))
+    assert "The image made:1 already exists, renaming the old one with ID sha256:" in out
+    after = json.loads(moored.docker("image", "inspect", *ids))
+    assert [each["Parent"] for each in after] == ["", ids[0]]
+    moored.docker("rmi", "made:1", "made:0")

@@ -7,9 +7,9 @@ import hashlib
 import json
 import logging
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moorage_guest.errors import InvalidParameter
@@ -61,7 +61,7 @@ def load(
     with images.work("load") as owner:
         files = _take(images, uncompressed(source), owner)
         if "manifest.json" in files:
-            plans = list(_docker_plans(images, files))
+            plans = _parents_first(images, list(_docker_plans(images, files)))
         elif "index.json" in files:
             plans = list(_oci_plans(images, files, platform))
         elif v1archive.is_old(list(files)):
@@ -187,7 +187,24 @@ def _docker_plans(images: Images, files: Mapping[str, _File]) -> Iterator[_Plan]
                 layers.append(LayerBlob(diff_id, known.digest, known.media_type, known.blob_size))
             else:
                 raise TarError(f'"{name}" is missing from the archive')
-        yield _Plan(raw, tuple(layers), tuple(str(names.parse(tag).with_default_tag()) for tag in tags))
+        parent = str(item.get("Parent") or "")
+        yield _Plan(raw, tuple(layers), tuple(str(names.parse(tag).with_default_tag()) for tag in tags), parent=parent)
+
+
+def _parents_first(images: Images, plans: Sequence[_Plan]) -> list[_Plan]:
+    """Return plans so that parents come before their children, and without parents that they are not built on."""
+    by_id = {plan.image_id: plan for plan in plans}
+    found: list[_Plan] = []
+    for plan in plans:
+        layers: tuple[LayerBlob, ...] | None = None
+        if plan.parent in by_id:
+            layers = by_id[plan.parent].layers
+        elif plan.parent and (known := images.find(plan.parent)) is not None:
+            layers = known.layers
+        below = [layer.diff_id for layer in layers or ()]
+        good = layers is not None and [layer.diff_id for layer in plan.layers[: len(below)]] == below
+        found.append(plan if good else replace(plan, parent=""))
+    return sorted(found, key=lambda plan: len(json.loads(plan.raw_config).get("history") or ()))
 
 
 def diff_ids_of(document: Any) -> list[str]:
@@ -379,6 +396,12 @@ def _unpack(images: Images, plans: list[_Plan], owner: str, progress: Progress, 
 
 
 def _record(images: Images, plan: _Plan, owner: str, progress: Progress) -> Image:
+    for tag in plan.tags:
+        before = images.find(tag)
+        if before is not None and before.id != plan.image_id:
+            shown = names.parse(tag).familiar
+            text = f"The image {shown} already exists, renaming the old one with ID {before.id} to empty string\n"
+            progress({"stream": text})
     image = images.create(
         plan.raw_config, plan.layers, owner=owner, manifest=plan.manifest, tags=plan.tags, hidden=plan.hidden,
         parent=plan.parent,

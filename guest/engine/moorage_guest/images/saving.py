@@ -91,13 +91,14 @@ def save(images: Images, chosen: Sequence[tuple[Image, list[str]]]) -> Iterator[
             index.append({**base, "annotations": notes})
         if not tags:
             index.append(base)
-        manifest.append(
-            {
-                "Config": _blob(image.id),
-                "RepoTags": [names.parse(tag).familiar for tag in tags] or None,
-                "Layers": [_blob(layer.digest) for layer in image.layers],
-            }
-        )
+        item: dict[str, object] = {
+            "Config": _blob(image.id),
+            "RepoTags": [names.parse(tag).familiar for tag in tags] or None,
+            "Layers": [_blob(layer.digest) for layer in image.layers],
+        }
+        if any(image.parent == other.id for other, _ in chosen):
+            item["Parent"] = image.parent
+        manifest.append(item)
     yield _document("index.json", {"schemaVersion": 2, "mediaType": media.INDEX, "manifests": index})
     yield _document("manifest.json", manifest)
     yield _head("oci-layout", len(media.LAYOUT)) + media.LAYOUT + padding(len(media.LAYOUT))

@@ -322,7 +322,8 @@ class ImageTable:
             with self._all_or_nothing():
                 self._put(image)
                 for tag in tags:
-                    image = self._tag(image, tag)
+                    if self._names.get(tag) != image.id:
+                        image = self._tag(image, tag)
             self._hold(image)
             for name in image.digests:
                 self._names[name] = image.id
@@ -375,7 +376,11 @@ class ImageTable:
             document.pop(name, None)
             if value:
                 document[name] = value
-        document["config"] = {key: value for key, value in config.items() if value not in (None, "", [], {})}
+        document["config"] = {
+            key: value
+            for key, value in config.items()
+            if value not in (None, "", [], {}) or (key == "Cmd" and value == [])
+        }
         document["history"] = [*(document.get("history") or []), step]
         document["rootfs"] = {"type": "layers", "diff_ids": [each.diff_id for each in layers]}
         raw = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

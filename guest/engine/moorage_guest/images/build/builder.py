@@ -105,6 +105,7 @@ class Builder:
         image: Image | None = None
         for index, stage in enumerate(plan):
             number += 1
+            shop.current = index
             if stage.name and stage.name in shop.stages:
                 raise InvalidParameter(f"{stage.name} stage name already used")
             self._emit(f"Step {number}/{total} : {stage.base.original}\n")

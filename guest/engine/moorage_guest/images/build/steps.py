@@ -73,6 +73,8 @@ class Workshop:
     owner: str
     stages: dict[str, Image | None] = field(default_factory=dict)
     """Finished stages by name and by number."""
+    current: int = 0
+    """Number of the stage at work."""
     used_args: set[str] = field(default_factory=set)
     find_image: Callable[[str, bool], Any] | None = None
     """Returns the image of a name, pulled if need be."""
@@ -128,7 +130,7 @@ class StageState:
 
     async def _configure(self, instruction: Instruction) -> None:
         if instruction.name == "MAINTAINER":
-            self.author = self.expansion(instruction).one(instruction.text)
+            self.author = instruction.text
         config = changes.apply(instruction, self.config, self.expansion(instruction), cmd_set=self.cmd_set)
         if instruction.name == "CMD":
             self.cmd_set = True
@@ -164,8 +166,8 @@ class StageState:
         if instruction.name == "HEALTHCHECK":
             own = changes.apply(instruction, {}, expansion)
             return f"HEALTHCHECK {changes.shown_health(own['Healthcheck'])}"
-        if instruction.name == "ONBUILD":
-            return f"ONBUILD {instruction.text}"
+        if instruction.name in ("ONBUILD", "MAINTAINER"):
+            return f"{instruction.name} {instruction.text}"
         return f"{instruction.name} {expansion.one(instruction.text)}"
 
     async def _arg(self, instruction: Instruction) -> None:
@@ -292,6 +294,8 @@ class StageState:
         key = name.lower()
         if key in self.shop.stages:
             return self.shop.stages[key]
+        if key == str(self.shop.current):
+            raise InvalidParameter(f"invalid from flag value {name}: refers to current build stage")
         if name.isdigit():
             raise InvalidParameter(f"invalid from flag value {name}: index out of bounds")
         assert self.shop.find_image is not None
