@@ -77,7 +77,6 @@ def _private(exec_root: Path) -> int:
     loop.on_signal = lambda _number: loop.stop()
     shims = Shims(loop, exec_root, log)
     service = Service(loop, exec_root, shims, Netd(loop, exec_root, log), log)
-    rehearse(loop, exec_root)
     shims.find()
 
     def look_idle(was_idle: bool) -> None:
@@ -92,6 +91,11 @@ def _private(exec_root: Path) -> int:
     log.redirect_stdio()
     os.write(tell, b"!")
     os.close(tell)
+    stage = Loop(log)  # meanwhile the daemon starts, and is heard afterwards: a shim forked before would be a heavy one
+    rehearse(stage, exec_root)
+    stage.close()
+    loop.take_signals()
+    loop.reap()
     gc.collect()
     gc.freeze()
     loop.run()

@@ -150,6 +150,16 @@ class Attachments:
                 member.client.finish()
         self._tell_empty()
 
+    def close(self) -> None:
+        """Let go of all clients and feeds at once."""
+        for member in list(self._members):
+            member.client.close()
+        for feed in self._feeds:
+            self._loop.unwatch(feed.fileno())
+            feed.close()
+        self._feeds.clear()
+        self._close_spill()
+
     def _tell_empty(self) -> None:
         if self._on_empty is not None and not self._members:
             self._close_spill()

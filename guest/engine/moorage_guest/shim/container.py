@@ -158,7 +158,8 @@ class Container:
         self._runtime.start([*arguments, self.spec.container_id], stdio, finished)
 
     def close(self) -> None:
-        """Close the pipes of a container that was never started."""
+        """Let go of pipes and clients, for a container that does not run."""
+        self.attachments.close()
         self._close_write_ends()
         for number in self._numbers:
             for fd in (self._a[number][0], *self._b[number]):

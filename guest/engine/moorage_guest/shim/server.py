@@ -226,7 +226,7 @@ class Server:
             kill(None)
 
     def close(self) -> None:
-        """Let go of everything without touching the container; for a server that never ran one."""
+        """Let go of everything without touching the container; for a server whose container does not run."""
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         for connection in list(self._connections):
