@@ -19,6 +19,9 @@ _AT_ONCE = 16
 #: Seconds that a client may take to send the rest of what it will be refused.
 _LINGER = 10.0
 
+#: Seconds in which a client that has got its whole answer would ask for something else; who does not may wait for the rest.
+_DOUBT = 1.0
+
 #: Seconds until accepting is tried again when it has failed.
 _PAUSE = 0.1
 
@@ -41,7 +44,11 @@ class Clients:
     async def take_over(self) -> None:
         """Go on where the daemon before us was killed."""
         for client, kept in self._holder.held():
-            if kept.answering:  # nobody knows how much of it has arrived
+            if kept.answering and kept.whole():
+                # Nobody knows how much of it has arrived; who asks for something else has got all.
+                kept.clear()
+                await self._adopt(client, kept, doubt=_DOUBT)
+            elif kept.answering:
                 self._end(client)
                 self._holder.release(kept)
                 kept.close()
@@ -84,11 +91,11 @@ class Clients:
         if listener in self._listeners:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
-    async def _adopt(self, client: socket.socket, kept: Kept | None) -> None:
+    async def _adopt(self, client: socket.socket, kept: Kept | None, doubt: float = 0.0) -> None:
         protocol = self._server()
         assert isinstance(protocol, Protocol)
         if kept is not None:
-            protocol.keep(kept, self._holder)
+            protocol.keep(kept, self._holder, doubt)
         await self._loop.connect_accepted_socket(lambda: protocol, client)
 
     async def _refuse(self, client: socket.socket) -> None:

@@ -83,6 +83,15 @@ class Kept:
         counted = _HEAD.size + self._length
         return bytes(self._view[_HEAD.size : counted]) + bytes(self._view[counted:]).rstrip(b"\0")
 
+    def whole(self) -> bool:
+        """Whether the request has come to its end, so that what follows is another; False also when that is not clear."""
+        head, separator, body = self.request().partition(b"\r\n\r\n")
+        lines = head.lower().split(b"\r\n")
+        lengths = [line.partition(b":")[2].strip() for line in lines if line.startswith(b"content-length:")]
+        if not separator or self.too_long or any(line.startswith(b"transfer-encoding:") for line in lines):
+            return False
+        return len(body) >= sum(int(length) for length in lengths if length.isdigit())
+
     def again(self) -> None:
         """Count one more daemon that begins the request, which has been read by now."""
         self.tries += 1

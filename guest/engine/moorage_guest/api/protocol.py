@@ -25,7 +25,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
     upgrade but websocket; a client that does not wait for the 101 would lose the beginning of its input.
     """
 
-    __slots__ = ("_connection", "_holder", "_malformed", "_room", "kept", "leaving", "raw")
+    __slots__ = ("_connection", "_doubt", "_holder", "_malformed", "_room", "kept", "leaving", "raw")
 
     def __init__(
         self,
@@ -43,12 +43,18 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         self._malformed = malformed
         self._holder: Holder | None = None
         self._room: memoryview | None = None
+        self._doubt: asyncio.TimerHandle | None = None
         self._connection: Any = None
 
-    def keep(self, kept: Kept, holder: Holder) -> None:
-        """Keep this connection's requests, since ``holder`` holds it. To be called before the connection is made."""
+    def keep(self, kept: Kept, holder: Holder, doubt: float = 0.0) -> None:
+        """Keep this connection's requests, since ``holder`` holds it. To be called before the connection is made.
+
+        With ``doubt`` the connection is closed after so many seconds unless the client says something.
+        """
         self.kept = kept
         self._holder = holder
+        if doubt:
+            self._doubt = self._loop.call_later(doubt, self.force_close)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -59,6 +65,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._leave_room()
+        self._stop_doubting()
         kept, self.kept = self.kept, None
         if kept is not None:
             if not self.leaving or kept.answering:
@@ -94,6 +101,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
             data = bytes(self._room[:nbytes])
             self.kept.received(nbytes)
         self._leave_room()
+        self._stop_doubting()
         self.data_received(data)
 
     def data_received(self, data: bytes) -> None:
@@ -150,6 +158,11 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         if self._room is not None:
             self._room.release()
             self._room = None
+
+    def _stop_doubting(self) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
 
     def _idle(self) -> bool:
         return self._current_request is None and not self._messages
