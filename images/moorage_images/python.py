@@ -96,12 +96,14 @@ def precompile(interpreter_root: Path, recipe: Recipe, layer: Path, site: str, p
 
 
 def _interpreter(root: Path, recipe: Recipe) -> list[str]:
-    """Command that runs the interpreter unpacked in `root`, without its site module and without writing .pyc files."""
+    """Command that runs the interpreter unpacked in `root`, without its site module, without writing .pyc files and without
+    the columns of what stands in a line."""
     library_path = ":".join(str(root / f) for f in (f"usr/lib/{recipe.triplet}", "usr/lib"))
     python = next((root / "usr/bin").glob("python3.[0-9]*"), None)
     if python is None:
         raise ImageError(f"no Python interpreter in {root}")
-    return [str(root / recipe.loader), "--library-path", library_path, str(python), "-S", "-B"]
+    options = ["-S", "-B", "-X", "no_debug_ranges"]
+    return [str(root / recipe.loader), "--library-path", library_path, str(python), *options]
 
 
 def _run(
