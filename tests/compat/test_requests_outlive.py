@@ -125,8 +125,11 @@ def test_a_container_is_made_and_run_once_although_its_requests_are_repeated(sup
         for number in range(12):
             done = supervised.docker_run("run", *options, f"echo x >>/runs/{number}; echo said {number}")
             assert (done.returncode, done.stdout) == (0, f"said {number}\n"), done.stderr
+        volumes = {supervised.docker("volume", "create") for _ in range(12)}
     assert {path.name: path.read_text() for path in folder.iterdir()} == {str(number): "x\n" for number in range(12)}
     wait_for("nothing to be left", lambda: supervised.docker("ps", "-aq") == "")
+    assert set(supervised.docker("volume", "ls", "-q").split()) == volumes
+    supervised.docker("volume", "rm", *volumes)
 
 
 def test_a_stop_that_takes_its_time_goes_on(supervised: Moored) -> None:

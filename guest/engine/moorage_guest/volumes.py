@@ -6,6 +6,7 @@ while it runs, which keeps the volume's mount. References and uses are told agai
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -126,11 +127,11 @@ class Volumes:
     # -- volumes
 
     async def create(
-        self, name: str | None, driver: str, options: Mapping[str, str], labels: Mapping[str, str]
+        self, name: str | None, driver: str, options: Mapping[str, str], labels: Mapping[str, str], *, token: str = ""
     ) -> Volume:
-        """Create a volume, or return the one of that name. No name makes an anonymous one."""
+        """Create a volume, or return the one of that name. No name makes an anonymous one, one for each ``token`` given."""
         if not name:
-            name = secrets.token_hex(32)
+            name = hashlib.sha256(token.encode()).hexdigest() if token else secrets.token_hex(32)
             labels = {ANONYMOUS: "", **labels}
         driver = driver or "local"
         if driver != "local":

@@ -38,7 +38,9 @@ def routes(volumes: Volumes) -> list[Route]:
         body = await json_body(request, VolumeCreate)
         if body.cluster_volume_spec is not None:
             raise Unavailable(_NO_SWARM)
-        volume = await volumes.create(body.name or None, body.driver, body.driver_opts, body.labels)
+        volume = await volumes.create(
+            body.name or None, body.driver, body.driver_opts, body.labels, token=request.token
+        )
         return json_response(volume.to_api(), status=201)
 
     async def inspect(request: ApiRequest) -> web.StreamResponse:
