@@ -177,7 +177,11 @@ def test_pause_freezes_and_unpause_thaws(moored: Moored) -> None:
 def test_rename_and_taken_names(moored: Moored) -> None:
     moored.docker("create", "--name", "first", "--network", "none", "busybox", "true")
     moored.docker("create", "--name", "second", "--network", "none", "busybox", "true")
-    assert 'The container name "/first" is already in use' in moored.docker_run("rename", "second", "first").stderr
+    for name, why in (
+        ("first", 'Conflict. The container name "/first" is already in use'),
+        ("no name", "Invalid container name (/no name), only"),
+    ):
+        assert f"Error when allocating new name: {why}" in moored.docker_run("rename", "second", name).stderr
     moored.docker("rename", "second", "third")
     assert moored.docker("inspect", "-f", "{{.Name}}", "third") == "/third"
     assert "No such container: second" in moored.docker_run("rm", "second").stderr
@@ -375,6 +379,33 @@ def test_events_tell_a_containers_life(moored: Moored) -> None:
         "--format", "{{.Action}}",
     )  # fmt: skip
     assert out.split() == ["create", "attach", "start", "die", "destroy"]
+
+
+def test_events_show_execs_and_mounts_as_dockerd_words_them(moored: Moored) -> None:
+    since = time.time()
+    _run_detached(moored, "--name", "told", "-v", "told:/kept:ro", "busybox", "sleep", "1000")
+    moored.docker("exec", "told", "true")
+    moored.docker("exec", "told", "echo", "a", "b")
+    _remove(moored, "told")
+    moored.docker("volume", "rm", "told")
+    events = ("--since", f"{since:.6f}", "--until", f"{time.time() + 0.5:.6f}")
+    execs = moored.docker(
+        "events", *events, "--filter", "container=told", "--filter", "event=exec_start", "--format", "{{.Action}}|"
+    )
+    assert execs.splitlines() == ["exec_start: true |", "exec_start: echo a b|"]
+    mounts = moored.docker(
+        "events",
+        *events,
+        "--filter",
+        "volume=told",
+        "--filter",
+        "event=mount",
+        "--format",
+        "{{json .Actor.Attributes}}",
+    )
+    seen = json.loads(mounts)
+    assert len(seen.pop("container")) == 64
+    assert seen == {"destination": "/kept", "driver": "local", "propagation": "", "read/write": "false"}
 
 
 def test_init_reaps_and_passes_signals(moored: Moored) -> None:

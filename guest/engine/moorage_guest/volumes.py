@@ -268,8 +268,11 @@ class Volumes:
         """Return the ids of the containers that refer to a volume."""
         return sorted(self._references.get(name, ()))
 
-    async def acquire(self, name: str, container_id: str) -> Path:
-        """Have a volume ready for a container that starts and return its folder; mounts what has to be mounted."""
+    async def acquire(self, name: str, container_id: str, seen: Mapping[str, str] | None = None) -> Path:
+        """Have a volume ready for a container that starts and return its folder; mounts what has to be mounted.
+
+        ``seen`` are more attributes of the event: how the container will see it.
+        """
         volume = self.get(name)
         async with self._lock(name):
             uses = self._uses.setdefault(name, set())
@@ -281,7 +284,8 @@ class Volumes:
             uses.add(container_id)
             self._references.setdefault(name, set()).add(container_id)
         if fresh:
-            self._events.publish("volume", "mount", name, {"container": container_id, "driver": volume.driver})
+            attributes = {"container": container_id, "driver": volume.driver, **(seen or {})}
+            self._events.publish("volume", "mount", name, attributes)
         return volume.mountpoint
 
     async def release(self, name: str, container_id: str) -> None:

@@ -280,7 +280,7 @@ async def test_create_refuses_what_dockerd_refuses(world: World) -> None:
         ({"Name": "net"}, Conflict, "network with name net already exists"),
         ({"Name": "bridge"}, Forbidden, "operation is not permitted on predefined bridge network"),
         ({"Name": ""}, InvalidParameter, "name is empty"),
-        ({"Driver": "weave"}, NotFound, "could not find plugin weave in v1 plugin registry: plugin not found"),
+        ({"Driver": "weave"}, NotFound, 'plugin "weave" not found'),
         ({"Driver": "overlay"}, Forbidden, "This node is not a swarm manager"),
         ({"IPAM": {"Config": [{"Subnet": "10.9.0.128/25"}]}}, Forbidden, "invalid pool request: Pool overlaps with other one on this address space"),
         ({"IPAM": {"Config": [{"Subnet": "10.0.0.1/8"}]}}, InvalidParameter, r"invalid network config:\ninvalid subnet 10.0.0.1/8: it should be 10.0.0.0/8"),

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +129,11 @@ def _link_environment(engine: "Containers", container: Container) -> tuple[str, 
         return ()
 
 
+def shown(arguments: Sequence[str]) -> str:
+    """Return a command as events show it: dockerd's form, the program and a blank before whatever follows."""
+    return f"{arguments[0]} {' '.join(arguments[1:])}"
+
+
 def check_container(container: Container, reference: str = "") -> None:
     """Raise Conflict when nothing can be executed in the container now; ``reference`` is what the client calls it."""
     check_managed(container)
@@ -149,7 +154,7 @@ def create(engine: "Containers", container: Container, config: ExecConfig, refer
     container.exec_ids.append(session.id)
     # The start is about to come.
     engine.task(asyncio.to_thread(cgroups.ready_moves), f"make ready for exec {session.id[:12]}")
-    engine.publish(container, f"exec_create: {' '.join(config.args)}", execID=session.id)
+    engine.publish(container, f"exec_create: {shown(config.args)}", execID=session.id)
     return session
 
 
@@ -200,7 +205,7 @@ async def start(
         console_size=console_size or config.console_size, defaults=engine.settings.spec_defaults(),
         extra_env=_link_environment(engine, container),
     )  # fmt: skip
-    engine.publish(container, f"exec_start: {' '.join(config.args)}", execID=session.id)
+    engine.publish(container, f"exec_start: {shown(config.args)}", execID=session.id)
     try:
         process = await asyncio.to_thread(build_exec_process, request)
         shim = await engine.shim_of(container)

@@ -83,7 +83,7 @@ async def _mounts(engine: "Containers", container: Container) -> AsyncGenerator[
     async with contextlib.AsyncExitStack() as stack:
         for mount in container.mounts:
             if mount.kind == "volume":
-                source = await engine.volumes.acquire(mount.name, container.id)
+                source = await engine.volumes.acquire(mount.name, container.id, mount.seen())
                 stack.push_async_callback(engine.volumes.release, mount.name, container.id)
             elif mount.kind == "bind":
                 source = Path(mount.source)

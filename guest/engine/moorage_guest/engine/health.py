@@ -118,8 +118,7 @@ async def _probe(engine: "Containers", container: Container, check: Check) -> Pr
 
     start = time.time_ns()
     exec_id = secrets.token_hex(32)
-    text = " ".join(check.args)
-    engine.publish(container, f"exec_create: {text}", execID=exec_id)
+    engine.publish(container, f"exec_create: {execs.shown(check.args)}", execID=exec_id)
     try:
         code, output = await execs.run_captured(
             engine, container, exec_id, check.args, timeout=check.timeout / 1e9, capture=MAX_OUTPUT + 1

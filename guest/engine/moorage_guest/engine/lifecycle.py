@@ -210,11 +210,15 @@ async def rename(engine: Containers, container: Container, name: str) -> None:
     """Give a container another name; networks answer to it at once."""
     if not name:
         raise InvalidParameter("Neither old nor new names may be empty")
-    new, old = check_name(name), container.name
-    if new == old:
+    old = container.name
+    if name.removeprefix("/") == old:
         raise InvalidParameter("Renaming a container with the same name as its current name")
     async with container.lock:
-        engine.names.reserve(new, container.id)
+        try:
+            new = check_name(f"/{name.removeprefix('/')}")
+            engine.names.reserve(new, container.id)
+        except (InvalidParameter, Conflict) as error:
+            raise type(error)(f"Error when allocating new name: {error}") from None
         container.name = new
         try:
             await engine.save(container)

@@ -70,6 +70,12 @@ class MountRecord:
     read_only_non_recursive: bool = False
     from_mounts: bool = False
 
+    def seen(self) -> dict[str, str]:
+        """Return what the event of a mounted volume says of the container's view of it."""
+        return {
+            "destination": self.destination, "propagation": self.propagation, "read/write": str(self.read_write).lower(),
+        }  # fmt: skip
+
     def to_api(self) -> dict[str, Any]:
         """Return the MountPoint object that inspect shows."""
         point: dict[str, Any] = {"Type": self.kind}

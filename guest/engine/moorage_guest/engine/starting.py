@@ -213,7 +213,7 @@ def _make_mount_points(rootfs: Path, mounts: Sequence[tuple[MountRecord, Path | 
 async def source_of(engine: Containers, container: Container, mount: MountRecord) -> Path | None:
     """Return what stands behind a mount, made ready to be bound; None for a tmpfs."""
     if mount.kind == "volume":
-        mountpoint = await engine.volumes.acquire(mount.name, container.id)
+        mountpoint = await engine.volumes.acquire(mount.name, container.id, mount.seen())
         return await asyncio.to_thread(below, mountpoint, mount.subpath) if mount.subpath else mountpoint
     if mount.kind == "bind":
         return await asyncio.to_thread(bind_source, mount)

@@ -124,9 +124,9 @@ def check_create(request: NetworkCreate) -> None:
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
     if driver not in DRIVERS:
-        raise NotFound(f"could not find plugin {driver} in v1 plugin registry: plugin not found")
+        raise NotFound(f'plugin "{driver}" not found')
     if request.ipam and request.ipam.driver not in ("", "default", "null"):
-        raise NotFound(f"could not find plugin {request.ipam.driver} in v1 plugin registry: plugin not found")
+        raise NotFound(f'plugin "{request.ipam.driver}" not found')
     if request.config_only:
         if request.internal or request.attachable or request.ingress:
             raise Forbidden(
