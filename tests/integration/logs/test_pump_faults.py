@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -85,6 +86,47 @@ async def test_a_full_disk_blocks_the_container_and_loses_nothing(shim: ShimPipe
     records = json_records(small_disk / "log.json")
     assert b"".join(text for stream, text, _ in records if stream == "stdout") == data
     assert b"".join(text for stream, text, _ in records if stream == "stderr") == b"waits as well\n"
+
+
+class _TurnsReadOnly(LogFile):
+    """A file on a disk that the kernel makes read-only: a write may still fill the block it has begun, and no cut is possible."""
+
+    read_only = False
+
+    def append(self, data: bytes) -> None:
+        if self.read_only:
+            super().append(data[: len(data) // 2])
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        super().append(data)
+
+    def truncate(self, size: int) -> None:
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        super().truncate(size)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_disk_that_turns_read_only_doubles_nothing(shim: ShimPipes, tmp_path: Path, killed: bool) -> None:
+    file = _TurnsReadOnly(tmp_path / "log.json", Rotation())
+    target = replace(shim.target(asyncio.get_running_loop()), sink=Sink(file, JsonFile()))
+    data = [b"".join(b"line %d\n" % number for number in range(begin, begin + 500)) for begin in (0, 500, 1000)]
+    async with pumping(target) as pump:
+        write_all(shim.streams[1]["a_write"], data[0])
+        await pump.drained("c", grace=0)
+        file.read_only = True
+        write_all(shim.streams[1]["a_write"], data[1])
+        await _until_stalled(pump)
+        await asyncio.sleep(4 * pump_module.RETRY)  # it tries again and again
+        if not killed:
+            file.read_only = False
+            write_all(shim.streams[1]["a_write"], data[2])
+            await pump.drained("c", grace=0)
+    if killed:
+        again = Sink(LogFile(tmp_path / "log.json", Rotation()), JsonFile())
+        async with pumping(replace(shim.target(asyncio.get_running_loop()), sink=again)) as pump:
+            write_all(shim.streams[1]["a_write"], data[2])
+            await pump.drained("c", grace=0)
+    assert b"".join(text for _, text, _ in json_records(tmp_path / "log.json")) == b"".join(data)
 
 
 @pytest.mark.root

@@ -61,6 +61,8 @@ class _Container:
     #: Streams whose pipe A nobody can write to any more.
     ended: set[int] = field(default_factory=set)
     stalled: bool = False
+    #: How long the log was before a write that has failed and may have left part of its records there.
+    torn: int | None = None
     watched: set[int] = field(default_factory=set)
     #: Non-blocking mode: chunks that wait while the log cannot be written, their bytes, and how many were dropped.
     waiting: deque[tuple[int, bytes]] = field(default_factory=deque)
@@ -357,6 +359,7 @@ class Pump:
         encoded = b"" if target.sink is None else target.sink.format.encode(stream, piece, now)
         device = inode = before = 0
         if encoded and target.sink is not None:
+            self._mend(container)
             device, inode, before = target.sink.file.identity()
             if target.sink.file.rotate_for(before):
                 device, inode, before = target.sink.file.identity()
@@ -371,7 +374,8 @@ class Pump:
             try:
                 target.sink.file.append(encoded)
             except OSError:
-                target.sink.file.truncate(before)
+                container.torn = before
+                self._mend(container)
                 journal.forget(step.generation)
                 raise
         if chunk:
@@ -383,6 +387,15 @@ class Pump:
         container.last_time = now
         if encoded:
             target.notifier.notify()
+
+    def _mend(self, container: _Container) -> None:
+        """Cut off what a write that failed has left of its records, which cannot be while the disk is read-only."""
+        sink = container.target.sink
+        if container.torn is None or sink is None:
+            return
+        if sink.file.identity()[2] > container.torn:
+            sink.file.truncate(container.torn)
+        container.torn = None
 
     def _send(self, container: _Container, stream: int, offset: int, chunk: bytes) -> None:
         feed = container.target.feed
