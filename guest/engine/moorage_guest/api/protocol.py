@@ -18,6 +18,12 @@ log = logging.getLogger(__name__)
 _SCRATCH = memoryview(bytearray(256 * 1024))
 
 
+def asks_for_an_upgrade(data: bytes) -> bool:
+    """Whether this piece of a request's head names an upgrade; what a body says does not count."""
+    end = data.find(b"\r\n\r\n")
+    return data.find(b"pgrade", 0, end if end >= 0 else len(data)) >= 0
+
+
 class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
     """Speaks HTTP with one client. ``malformed`` makes the answer to what is no HTTP.
 
@@ -107,7 +113,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         if self.raw is not None:
             self.raw += data
-        elif self._idle() and b"pgrade" in data:
+        elif self._idle() and asks_for_an_upgrade(data):
             self.raw = data
         super().data_received(data)
 
