@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         exec_root = ExecRoot(Path(config.current.exec_root))
         with PidFile(_pid_path(config.current, exec_root), exec_root.root / "moored.lock"):
-            return asyncio.run(_serve(config, exec_root, early))
+            usual_hosts = default_hosts(config.current, exec_root, as_dockerd=as_dockerd)
+            return asyncio.run(_serve(config, exec_root, early, usual_hosts))
     except (AlreadyRunning, ListenError, SettingsError, StoreError) as error:
         log.error("%s", error)
         sys.stderr.write(f"failed to start daemon: {error}\n")
@@ -117,7 +118,14 @@ def _pid_path(config: DaemonConfig, exec_root: ExecRoot) -> Path:
     return Path(config.pidfile) if "pidfile" in config.given else exec_root.root / "moored.pid"
 
 
-async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals) -> int:
+def default_hosts(config: DaemonConfig, exec_root: ExecRoot, *, as_dockerd: bool) -> tuple[str, ...]:
+    """Return where to listen when nothing is said: under dockerd's name where dockerd does."""
+    if not as_dockerd:
+        return (f"unix://{exec_root.docker_sock}",)
+    return ("tcp://localhost:2376",) if config.tls or config.tlsverify else ("unix:///var/run/docker.sock",)
+
+
+async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals, usual_hosts: tuple[str, ...]) -> int:
     """Start everything in order, wait for a signal, end everything in reverse."""
     data_root = DataRoot(Path(config.current.data_root))
     data_root.root.mkdir(parents=True, exist_ok=True)
@@ -128,7 +136,7 @@ async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals) 
     async with contextlib.AsyncExitStack() as stack:
         agent = await Agent.connect(exec_root, data_root=data_root)
         stack.push_async_callback(agent.close)
-        listeners = await _listen(config.current, agent, exec_root)
+        listeners = await _listen(config.current, agent, usual_hosts)
         for listener in listeners:
             stack.callback(listener.close)
         graph = Graph(config, data_root, exec_root, agent)
@@ -144,12 +152,13 @@ async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals) 
             log.info("API listen on %s", listener.path or listener.socket.getsockname())
         await _until_stopped(graph, stop, reload)
         log.info("Processing signal: stopping")
+        log.debug("daemon configured with a %d seconds minimum shutdown timeout", config.current.shutdown_timeout)
         await graph.shut_down()
     log.info("Daemon shutdown complete")
     return 0
 
 
-async def _listen(config: DaemonConfig, agent: Agent, exec_root: ExecRoot) -> list[Listener]:
+async def _listen(config: DaemonConfig, agent: Agent, usual_hosts: tuple[str, ...]) -> list[Listener]:
     """Open the sockets asked for, or take the supervisor's; there always is one."""
     supervised = await agent.listener()
     found = [Listener(supervised)] if supervised is not None else []
@@ -162,7 +171,7 @@ async def _listen(config: DaemonConfig, agent: Agent, exec_root: ExecRoot) -> li
             config.tlskey or str(home / "key.pem"),
             config.tlsverify,
         )
-    hosts = config.hosts or (() if found else (f"unix://{exec_root.docker_sock}",))
+    hosts = config.hosts or (() if found else usual_hosts)
     group = config.group if "group" in config.given else ""
     try:
         for host in hosts:
