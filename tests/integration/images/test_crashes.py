@@ -108,6 +108,25 @@ async def test_a_damaged_record_costs_its_image_alone(tmp_path: Path) -> None:
         assert_whole(opened)
 
 
+@pytest.mark.parametrize("by_id", [False, True])
+async def test_an_image_whose_names_are_gone_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_id: bool
+) -> None:
+    data = tmp_path / "data"
+    async with shelf(data) as opened:
+        (image,) = opened.load(docker_archive([layer_tar({"a": b"1"})], tags=["a:1"]))
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt("killed between the names and the image")
+
+        monkeypatch.setattr(opened.images, "_delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            opened.images._remove(image.id if by_id else "a:1", False, True)
+    async with shelf(data) as opened:
+        assert opened.images.all() == []
+        assert opened.files() == set()
+
+
 async def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

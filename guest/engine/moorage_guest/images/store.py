@@ -38,8 +38,10 @@ class Images(ImageTable):
                         "image is referenced in multiple repositories"
                     )
                 self._check_unused(image, users, force)
-                for each in (*image.tags, *image.digests):
-                    image = self._untag_event(image, each, done)
+                with self._all_or_nothing():
+                    for each in (*image.tags, *image.digests):
+                        image = self._untag_event(image, each, done)
+                    self._store.delete(KIND, image.id)
                 self._delete(image, prune, done)
                 return done
             remaining = [tag for tag in image.tags if tag != name]
@@ -57,10 +59,15 @@ class Images(ImageTable):
                     f'conflict: unable to remove repository reference "{reference}" (must force) - '
                     f"container {users[0][:12]} is using its referenced image {image.short_id}"
                 )
-            image = self._untag_event(image, name, done)
-            for digest in image.digests:
-                image = self._untag_event(image, digest, done)
-            if users or self.children(image.id):
+            kept = bool(users or self.children(image.id))
+            # A daemon killed in between must not leave the image without a name by which to remove it.
+            with self._all_or_nothing():
+                image = self._untag_event(image, name, done)
+                for digest in image.digests:
+                    image = self._untag_event(image, digest, done)
+                if not kept:
+                    self._store.delete(KIND, image.id)
+            if kept:
                 self._changed()
                 return done
             self._delete(image, prune, done)
