@@ -18,7 +18,7 @@ def test_the_cli_logs_in_pushes_and_pulls(moored: Moored, tmp_path: Path) -> Non
         moored.docker("tag", "busybox", name)
         assert "no basic auth credentials" in moored.docker_run("push", name).stderr
         refused = moored.docker_run("login", "-u", USER, "--password-stdin", closed.host, input="wrong")
-        assert "incorrect username or password" in refused.stderr
+        assert "failed with status: 401 Unauthorized" in refused.stderr
         moored.docker("login", "-u", USER, "--password-stdin", closed.host, input=PASSWORD)
         assert "digest: sha256:" in moored.docker("push", name)
         digest = json.loads(moored.docker("image", "inspect", name))[0]["RepoDigests"][0]
@@ -40,3 +40,18 @@ def test_a_registry_that_is_not_there_and_a_name_that_cannot_be_are_told_apart(m
     query = {"fromImage": "not/There:x"}
     assert moored.api.call("POST", "/images/create", query=query, check=False).status == 400
     assert list((moored.data_root / "tmp" / "images").iterdir()) == []
+
+
+def test_without_a_tag_every_tag_is_pulled_and_a_login_that_is_none_counts_as_none(
+    moored: Moored, tmp_path: Path
+) -> None:
+    with registry(tmp_path / "registry", sandbox_command=moored.sandbox.command()) as open_to_all:
+        names = [f"{open_to_all.host}/whole/repository:{tag}" for tag in ("one", "two")]
+        for name in names:
+            moored.docker("tag", "busybox", name)
+            moored.docker("push", name)
+            moored.docker("rmi", name)
+        query = {"fromImage": f"{open_to_all.host}/whole/repository"}
+        moored.api.call("POST", "/images/create", query=query, headers={"X-Registry-Auth": "{}"})
+        assert moored.docker("images", "-q", f"{open_to_all.host}/whole/repository").count("\n") == 1
+        moored.docker("rmi", *names)

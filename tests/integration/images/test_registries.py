@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import random
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from moorage_guest.errors import EngineError, NotFound, Unauthorized
-from moorage_guest.images import names
+from moorage_guest.images import names, remote
 from moorage_guest.images.distribution import describe
 from moorage_guest.images.pulling import pull
 from moorage_guest.images.pushing import push
@@ -123,7 +124,7 @@ async def test_basic_auth_lets_nobody_in_without_a_login(opened: Shelf, tmp_path
         settings = opened.images.registries
         value = {"username": USER, "password": PASSWORD, "serveraddress": closed.host}
         assert (await login(settings, value))["Status"] == "Login Succeeded"
-        with pytest.raises(Unauthorized, match="incorrect username or password"):
+        with pytest.raises(Unauthorized, match="failed with status: 401 Unauthorized"):
             await login(settings, {**value, "password": "wrong"})
 
 
@@ -293,3 +294,40 @@ async def test_why_a_registry_cannot_be_spoken_to_is_said_as_dockerd_does(tmp_pa
         with pytest.raises(EngineError, match="x509: certificate signed by unknown authority"):
             async with fetched(f"https://127.0.0.1:{port}/v2/"):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([(401, b'{"errors": [{"Code": "UNAUTHORIZED", "message": "a message"}]}')], "unauthorized: a message"),
+        ([(401, b'{"error": "unauthorized"}')], "unauthorized: authentication required"),
+        ([(401, b'{"details": "incorrect password"}')], "unauthorized: incorrect password"),
+        ([(503, b""), (429, b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "out of tokens"}]}')], "toomanyrequests: out of tokens"),
+        ([(403, b"no way")], "error parsing HTTP 403 response body: "),
+        ([(200, b'{"something": "wrong"}')], "authorization server did not include a token in the response"),
+        ([(200, b"no json")], "unable to decode token response"),
+    ],
+)  # fmt: skip
+async def test_what_a_token_server_says_is_told_in_dockers_words(
+    opened: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[tuple[int, bytes]], message: str
+) -> None:
+    opened.load(busybox_archive().read_bytes())
+    left = list(answers)
+    with contextlib.closing(TokenServer(tmp_path / "auth")) as tokens:
+        monkeypatch.setattr(tokens, "answer", lambda authorization, query: left.pop(0) if len(left) > 1 else left[0])
+        with registry(tmp_path / "closed", tokens.auth) as closed:
+            with pytest.raises(EngineError) as refused:
+                await pushed(opened, f"{closed.host}/x:1")
+    assert message in str(refused.value)
+    assert len(left) == 1
+
+
+def test_registries_are_told_on_whose_behalf_they_are_asked() -> None:
+    def told(client: str) -> str:
+        remote.UPSTREAM.set(client)
+        return remote.me()["User-Agent"]
+
+    own = remote.ME["User-Agent"]
+    agent = contextvars.copy_context().run(told, "Docker-Client/28 (linux; x)")
+    assert agent == own + r" UpstreamClient(Docker-Client/28 \(linux\; x\))"
+    assert contextvars.copy_context().run(told, "two\nlines") == own

@@ -136,7 +136,7 @@ class _Handlers:
         platform = _platform(request)
         if query.get("fromImage"):
             wanted = names.parse(importing.tags_from_query(query["fromImage"], query.get("tag", "")))
-            everything = not wanted.tag and not wanted.digest and "tag" in query and query["tag"] == ""
+            everything = not wanted.tag and not wanted.digest
             own = _credentials(request)
 
             async def pull(progress: ProgressQueue) -> None:
@@ -272,6 +272,7 @@ async def streamed(
     An error before the first message is answered with its status, a later one in the stream, as dockerd does;
     with ``always`` the first one is in the stream, too.
     """
+    remote.UPSTREAM.set(request.headers.get("User-Agent", ""))
     progress = ProgressQueue()
     failed: list[BaseException] = []
 

@@ -25,6 +25,7 @@ from moorage_guest.api.server import (
 from moorage_guest.engine.shims import Agent, LastingStream
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.events import Event, EventBus
+from moorage_guest.images import remote
 
 NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
 
@@ -148,6 +149,7 @@ class _Handlers:
         return json_response(await self._service.disk_usage(wanted))
 
     async def auth(self, request: ApiRequest) -> web.StreamResponse:
+        remote.UPSTREAM.set(request.headers.get("User-Agent", ""))
         return json_response(await self._service.login(await json_object(request)))
 
     async def events(self, request: ApiRequest) -> web.StreamResponse:

@@ -10,7 +10,7 @@ from moorage_guest.errors import Unavailable
 from moorage_guest.images import content as media
 from moorage_guest.images import names
 from moorage_guest.images.registry import Credentials, Registry, RegistryError, RegistrySettings
-from moorage_guest.images.remote import ME
+from moorage_guest.images.remote import me
 from moorage_guest.web import aiohttp
 
 #: Where names are searched that have no registry of their own.
@@ -66,7 +66,7 @@ async def search(
     auth = aiohttp.BasicAuth(own.username, own.password) if own.username else None
     try:
         async with (
-            aiohttp.ClientSession(headers=ME, timeout=aiohttp.ClientTimeout(total=60), trust_env=True) as session,
+            aiohttp.ClientSession(headers=me(), timeout=aiohttp.ClientTimeout(total=60), trust_env=True) as session,
             session.get(address, auth=auth) as response,
         ):
             if response.status != 200:

@@ -140,6 +140,8 @@ class _Download:
                 await self._fetch()
                 return
             except (RegistryError, OSError) as error:
+                if isinstance(error, Damaged):
+                    raise
                 if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
                     raise
                 if attempt == attempts:
@@ -159,6 +161,8 @@ class _Download:
         headers = {"Range": f"bytes={have}-"} if have else {}
         path = f"blobs/{self._layer.blob.digest}"
         async with self._registry.request("GET", path, headers=headers, expect=(200, 206)) as response:
+            if response.status == 200 and response.content_length is not None and response.content_length < size:
+                raise Damaged(f"filesystem layer verification failed for digest {self._layer.blob.digest}")
             skip = have if response.status == 200 else 0
             batch: list[bytes] = []
             gathered = 0

@@ -152,7 +152,7 @@ def inspect(images: Images, image: Image, api_version: tuple[int, int]) -> dict[
     document = image.document
     config = {key: value for key in _IMAGE_FIELDS if (value := image.config.get(key)) not in (None, "", [], {}, False)}
     if api_version < (1, 50):
-        config = {**_LEGACY, **config}
+        config = {**_LEGACY, "Image": image.parent, **config}
         if image.config.get("Cmd") == []:  # CMD [], which these clients can tell from none at all
             config["Cmd"] = []
     config.setdefault("OnBuild", None)  # docker-py's own suite reads it whatever the version

@@ -6,6 +6,7 @@ loopback addresses are, as with dockerd.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -24,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 from moorage_guest.errors import EngineError, InvalidParameter, NotFound, Unauthorized, Unavailable
 from moorage_guest.images import content as media
 from moorage_guest.images import names
-from moorage_guest.images.remote import ME, why_not
+from moorage_guest.images.remote import me, why_not
 from moorage_guest.web import aiohttp
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ MANIFEST_TYPES = (media.MANIFEST, media.INDEX, media.DOCKER_MANIFEST, media.DOCK
 
 #: Seconds without a byte after which a connection counts as lost.
 STALL = 60.0
+
+#: Seconds to wait for a token server that is out of order, before each further try.
+_TOKEN_PAUSES = (0.5, 1.0, 2.0, 4.0)
 
 CERTIFICATES = Path("/etc/docker/certs.d")
 
@@ -107,18 +111,15 @@ class Credentials:
     @staticmethod
     def of_header(text: str) -> Credentials:
         """Read the header X-Registry-Auth. Raises InvalidParameter."""
-        value = decode_header(text)
-        return Credentials.of(value)
+        return Credentials.of(decode_header(text))
 
 
 def decode_header(text: str) -> dict[str, Any]:
-    """Return the JSON object of a base64url header; empty for an empty one."""
-    if not text:
-        return {}
+    """Return the JSON object of a base64url header; empty for one that is none, which old clients send, as in dockerd."""
     try:
         value = json.loads(base64.b64decode(text.translate(str.maketrans("-_", "+/")) + "=" * (-len(text) % 4)))
-    except (ValueError, binascii.Error) as error:
-        raise InvalidParameter(f"invalid X-Registry-Auth header: {error}") from None
+    except (ValueError, binascii.Error):
+        return {}
     return value if isinstance(value, dict) else {}
 
 
@@ -174,7 +175,7 @@ class Registry:
 
     async def __aenter__(self) -> Registry:
         self._session = aiohttp.ClientSession(
-            headers=ME,
+            headers=me(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL),
             auto_decompress=False,
             trust_env=True,
@@ -313,20 +314,29 @@ class Registry:
             headers = _basic(own) if own.username else {}
             if own.username:
                 values["account"] = own.username
-            async with self._http.get(realm, params=values, headers=headers, ssl=tls) as response:
-                return await self._read_token(response)
+            for pause in (*_TOKEN_PAUSES, 0):
+                async with self._http.get(realm, params=values, headers=headers, ssl=tls) as response:
+                    if response.status < 500 or not pause:
+                        return await self._read_token(response)
+                await asyncio.sleep(pause)
+            raise AssertionError("the last try returns or raises")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise RegistryError(f'Get "{realm}": {why_not(error)}') from None
 
     async def _read_token(self, response: aiohttp.ClientResponse) -> str:
-        if response.status in (401, 403):
-            raise Unauthorized("unauthorized: incorrect username or password")
+        body = await response.content.read(1 << 20)
+        if 400 <= response.status < 500:
+            kind = Unauthorized if response.status in (401, 403) else RegistryError
+            raise kind(_refusal(response.status, body))
         if response.status != 200:
-            raise RegistryError(f"token server {response.url} answered {response.status} {response.reason}")
-        value = await response.json(content_type=None)
+            raise RegistryError(f"received unexpected HTTP status: {response.status} {response.reason}")
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise RegistryError(f"unable to decode token response: {error}") from None
         token = value.get("token") or value.get("access_token") if isinstance(value, dict) else None
         if not isinstance(token, str):
-            raise RegistryError(f"token server {response.url} gave no token")
+            raise RegistryError("authorization server did not include a token in the response")
         return token
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -429,9 +439,34 @@ class Registry:
         try:
             async with self._http.get(url, headers=self._authorization, ssl=self._endpoint.tls) as response:
                 if response.status == 401:
-                    raise Unauthorized(f'Get "{url}": unauthorized: incorrect username or password')
+                    raise Unauthorized(f"login attempt to {url} failed with status: 401 Unauthorized")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise RegistryError(f'Get "{url}": {why_not(error)}') from None
+
+
+def _refusal(status: int, body: bytes) -> str:
+    """Return what a token server says when it gives none, in the words that people know from dockerd."""
+    codes = {401: "unauthorized", 403: "denied", 429: "toomanyrequests"}
+    shown = body[:2000].decode("utf-8", "replace")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        return f'error parsing HTTP {status} response body: {error}: "{shown}"'
+    if not isinstance(value, dict):
+        value = {}
+    if isinstance(value.get("details"), str) and value["details"]:
+        return f"{codes.get(status, 'unknown')}: {value['details']}"
+    errors = {key.lower(): each for key, each in value.items()}.get("errors")
+    said = []
+    for each in errors if isinstance(errors, list) else []:
+        fields = {key.lower(): text for key, text in each.items()} if isinstance(each, dict) else {}
+        if fields.get("code"):
+            said.append(f"{str(fields['code']).lower()}: {fields.get('message') or 'unknown error'}")
+    if said:
+        return "\n".join(said)
+    if status == 401:
+        return "unauthorized: authentication required"
+    return f'error parsing HTTP {status} response body: no error details found in HTTP response body: "{shown}"'
 
 
 def _basic(own: Credentials) -> dict[str, str]:

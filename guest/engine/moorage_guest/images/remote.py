@@ -7,6 +7,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 
 from moorage_contract.version import ENGINE_VERSION
@@ -16,6 +17,19 @@ from moorage_guest.web import aiohttp
 
 #: What servers are told of who asks.
 ME = {"User-Agent": f"docker/{ENGINE_VERSION} (linux) Moorage"}
+
+#: Who asked the daemon for what it now asks a server for: the User-Agent of the request that is being answered.
+UPSTREAM: ContextVar[str] = ContextVar("upstream", default="")
+_SPECIAL, _ESCAPED = re.compile(r"[\\();]"), r"\\\g<0>"
+
+
+def me() -> dict[str, str]:
+    """Return the header by which registries are told who asks, and on whose behalf."""
+    client = UPSTREAM.get()[:200]
+    if not client or not client.isascii() or not client.isprintable():
+        return ME
+    return {"User-Agent": f"{ME['User-Agent']} UpstreamClient({_SPECIAL.sub(_ESCAPED, client)})"}
+
 
 #: Seconds to connect, and without a byte.
 PATIENCE = 60.0
