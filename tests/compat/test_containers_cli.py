@@ -1,10 +1,12 @@
 """Containers by the real docker CLI."""
 
+import hashlib
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -34,6 +36,19 @@ def test_run_prints_output_and_returns_the_exit_code(moored: Moored) -> None:
 def test_run_feeds_standard_input_and_sees_its_end(moored: Moored) -> None:
     text = "".join(f"{number}\n" for number in range(2000))
     assert moored.docker("run", "--rm", "-i", "--network", "none", "busybox", "cat", input=text) + "\n" == text
+
+
+def test_input_without_a_terminal_is_data_whatever_bytes_it_holds(moored: Moored) -> None:
+    data = bytes(range(256)) * 64 + b"\x10\x11" + os.urandom(1 << 20)  # ctrl-p ctrl-q would let a terminal's client go
+    digest = hashlib.sha256(data).hexdigest()
+    for command in (["run", "--rm", "-i", "busybox"], ["exec", "-i", "reader"]):
+        if command[0] == "exec":
+            _run_detached(moored, "--name", "reader", "busybox", "sleep", "1000")
+        client = moored.docker_popen(*command, "sh", "-c", "tee /proc/self/fd/2 | sha256sum", stdin=subprocess.PIPE)
+        out, err = client.communicate(data, timeout=60)
+        assert (client.returncode, out.split()[:1]) == (0, [digest.encode()])
+        assert hashlib.sha256(err).hexdigest() == digest
+    _remove(moored, "reader")
 
 
 @pytest.mark.parametrize(("command", "code"), [("no-such-program", 127), ("/etc", 126), ("/etc/passwd", 126)])

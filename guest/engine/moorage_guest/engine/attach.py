@@ -83,7 +83,8 @@ async def attach(
         with contextlib.closing(client):
             held = await running.shim.attach(
                 client, prefix=prefix, stdin=request.stdin and container.config.open_stdin, stdout=request.stdout,
-                stderr=request.stderr, multiplexed=request.multiplexed, detach_keys=request.detach_keys,
+                stderr=request.stderr, multiplexed=request.multiplexed,
+                detach_keys=request.detach_keys if container.config.tty else b"",  # in a file they are bytes like others
                 hold=running.output is not None,
             )  # fmt: skip
             running.attached = True

@@ -213,7 +213,7 @@ async def start(
             ExecRequest(
                 exec_id=session.id, process=process, tty=config.tty, open_stdin=config.attach_stdin, client=client,
                 prefix=prefix, stdout=config.attach_stdout, stderr=config.attach_stderr, multiplexed=not config.tty if multiplexed is None else multiplexed,
-                detach_keys=detach_keys, capture=capture,
+                detach_keys=detach_keys if config.tty else b"", capture=capture,
             )
         )  # fmt: skip
     except OciError as error:
