@@ -1,10 +1,12 @@
 """Differences that dockerd's own suites (integration, integration-cli) found, each closed and kept closed."""
 
+import json
 import signal
 import time
 
 import pytest
 
+from tests.support.fuzzing import tar_bytes
 from tests.support.images import busybox_archive
 from tests.support.moored import Moored, Sandbox, running_moored, wait_for
 
@@ -187,3 +189,11 @@ def test_mac_address_brings_an_ipv6_address_on_the_default_bridge() -> None:
         container = moored.docker("run", "-d", "--mac-address", "AA:BB:CC:DD:EE:FF", "busybox", "sleep", "1000")
         shown = moored.docker("inspect", "-f", "{{.NetworkSettings.Networks.bridge.GlobalIPv6Address}}", container)
         assert shown == "2001:db8:1::aabb:ccdd:eeff"
+
+
+def test_build_tells_the_image_of_every_stage(moored: Moored) -> None:
+    context = tar_bytes({"Dockerfile": b"FROM busybox AS base\nENV a=b\nONBUILD ENV c=d\nFROM base\n"})
+    built = moored.api.call("POST", "/build", body=context, headers={"Content-Type": "application/x-tar"})
+    ids = [line["aux"]["ID"] for line in map(json.loads, built.body.splitlines()) if "aux" in line]
+    assert len(ids) == 2
+    assert moored.api.get(f"/images/{ids[1]}/json").json["Parent"] == ids[0]

@@ -123,6 +123,8 @@ class Builder:
                 self._emit(f"Step {number}/{total} : {instruction.original}\n")
                 await state.run(instruction)
             image = state.image
+            if image is not None:
+                self._progress({"aux": {"ID": image.id}})
             shop.stages[str(index)] = image
             if stage.name:
                 shop.stages[stage.name] = image
@@ -185,7 +187,6 @@ class Builder:
     async def _tag(self, image: Image, shop: Workshop) -> None:
         if self._options.quiet:
             self._progress({"stream": f"{image.id}\n"})
-        self._progress({"aux": {"ID": image.id}})
         self._emit(f"Successfully built {image.short_id}\n")
         for tag in self._options.tags:
             await asyncio.to_thread(self._images.tag, image, tag)
