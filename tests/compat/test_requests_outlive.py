@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from tests.soak.leftovers import agent_status
+from tests.soak.leftovers import agent_ask, agent_status
 from tests.support.images import busybox_archive
 from tests.support.moored import DEADLINE, Moored, running_moored, wait_for
 
@@ -224,13 +224,17 @@ def test_a_request_that_ends_every_daemon_is_given_up(supervised: Moored) -> Non
     supervised.docker("rm", "-f", "held")
 
 
-def test_requests_and_connections_outlive_a_restart_of_the_daemon(supervised: Moored) -> None:
+@pytest.mark.parametrize("by", ["SIGTERM", "the agent"])
+def test_requests_and_connections_outlive_a_restart_of_the_daemon(supervised: Moored, by: str) -> None:
     supervised.docker("run", "-d", "--name", "slow", "busybox", "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
     pid = supervised.daemon_pid()
     with closing(connect(supervised)) as idle:
         client = supervised.docker_popen("stop", "-t", "2", "slow")
         wait_for("the stop", lambda: "kill" in supervised.docker("events", "--since", "5s", "--until", "0s"))
-        supervised.signal(signal.SIGTERM)
+        if by == "SIGTERM":
+            supervised.signal(signal.SIGTERM)
+        else:
+            agent_ask(supervised, "daemon.restart")
         wait_for("another daemon", lambda: supervised.pid_file.exists() and supervised.daemon_pid() != pid)
         _, err = client.communicate(timeout=DEADLINE)
         assert client.returncode == 0, err

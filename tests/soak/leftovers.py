@@ -48,10 +48,15 @@ class Picture:
 
 def agent_status(moored: Moored) -> dict[str, Any]:
     """Ask the supervising agent for its status."""
+    return agent_ask(moored, "status")
+
+
+def agent_ask(moored: Moored, method: str) -> dict[str, Any]:
+    """Ask the supervising agent for something that needs no parameters."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(60)
         client.connect(str(moored.exec_root / "agent.sock"))
-        client.sendall(b'{"id": 1, "method": "status", "params": {}}\n')
+        client.sendall(json.dumps({"id": 1, "method": method, "params": {}}).encode() + b"\n")
         data = b""
         while not data.endswith(b"\n"):
             piece = client.recv(1 << 16)

@@ -149,6 +149,8 @@ class Daemon:
         if not self.pid and not self._starting_job:
             self._set(State.STOPPED)
             done()
+            if not self._wanted:
+                self.clients.close_all()
             return
         self._enders.append(done)
         pid = self.pid
@@ -455,7 +457,6 @@ class Daemon:
         self.last_error = self._error_text()
         if not self._wanted:
             self._set(State.STOPPED)
-            self.clients.close_all()
         else:
             self._log(f"moored ended with status {code}; last words: {self.last_error or '-'}")
             self.restarts += 1
@@ -467,6 +468,8 @@ class Daemon:
         enders, self._enders = self._enders, []
         for done in enders:
             done()
+        if not self._wanted:  # it was not ended to be started again
+            self.clients.close_all()
         if self._wanted and not self.pid:
             if was_ready:
                 self._start()
