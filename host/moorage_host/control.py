@@ -62,6 +62,7 @@ class Controller:
         self._settings = Settings()
         self._booted_with: Settings | None = None
         self._plan = Plan.BOOT  # of the start under way
+        self._unproven = False  # found running, has not answered yet: libvirt may find that it was never whole
         self._machine = machine  # else made from the settings when first needed
         self._state = State.ABSENT
         self._since = time.time()
@@ -190,6 +191,7 @@ class Controller:
                 self._fail(error)
                 raise
             self._warning = started.warning
+            self._unproven = False
             self._plan = started.plan
             self._booted_with = found
             self._boot_began = time.monotonic()
@@ -200,6 +202,10 @@ class Controller:
         self._wake.set()
         deadline = READY_DEADLINE * (2 if self._plan is Plan.SAVE else 1)  # then it comes up twice
         await self._until(lambda: self._state is State.READY or self._state not in RUNNING, deadline, progress)
+        if self._unproven and self._state not in RUNNING:
+            self._unproven = False
+            await self._start(progress)
+            return
         if self._state is not State.READY:
             if self._plan is not Plan.BOOT:
                 self._machine_for(found).distrust_saved()
@@ -267,6 +273,7 @@ class Controller:
     async def kill(self, progress: Progress) -> None:
         """Cut the machine's power at once, whatever else is going on."""
         await self._adopted.wait()
+        self._unproven = False
         machine = self._machine_for(self._settings)
         self._say("cutting the machine's power", progress)
         await machine.kill(self._settings.name)
@@ -374,10 +381,17 @@ class Controller:
         found = self.settings()
         if not self._paths.machine_record.exists():
             return
-        power = await self._machine_for(found).power(found.name)
+        machine = self._machine_for(found)
+        power = await machine.power(found.name)
+        if power is Power.PAUSED and "starting" in await machine.reason(found.name):
+            # The backend before died while it restored the machine, in which nothing has run yet, nor ever will.
+            logger.info("cutting the power of the machine %s that was being restored", found.name)
+            await machine.kill(found.name)
+            power = await machine.power(found.name)
         if power in (Power.RUNNING, Power.PAUSED):
             logger.info("taking over the running machine %s", found.name)
             self._set(State.STARTING)
+            self._unproven = True
             self._boot_began = time.monotonic() - IMPATIENCE
         elif power is not Power.ABSENT:
             self._set(State.STOPPED)
@@ -393,6 +407,7 @@ class Controller:
         if self._operation.locked() and self._state is State.STARTING and not self._boot_began:
             return True
         reason = await machine.reason(self._settings.name)
+        self._unproven = self._unproven and "daemon" in reason
         if power is Power.PAUSED:
             await self._paused(machine, reason)
         elif power is Power.CRASHED:
@@ -469,6 +484,7 @@ class Controller:
                     await self._boot_instead(f"the restored machine does not answer within {RESTORED:.0f} s")
                 return
             self._move(State.BOOTED)
+            self._unproven = False
             self._message = ""
             self._say("waiting for the engine", None)
             await self._meet_agent(session)

@@ -43,11 +43,14 @@ class PlayedMachine(Machine):
 
     async def kill(self, name: str) -> None:
         self.asked.append("kill")
+        self.says = (Power.OFF, "off: destroyed")
 
     async def resume(self, name: str) -> None:
         self.asked.append("resume")
 
-    async def start(self, settings: Settings, progress: Progress, *, cpu_model: str = "") -> Started:
+    async def start(
+        self, settings: Settings, progress: Progress, *, cpu_model: str = "", use_saved: bool = True
+    ) -> Started:
         self.asked.append("start")
         self.says = (Power.RUNNING, "running: booted")
         return Started("tcg", 1, "")
@@ -95,6 +98,32 @@ async def test_kvm_that_stops_the_running_guest_is_replaced_and_remembered(
     assert machine.asked == ["kill", "start"]
     assert "tcg" in status.warning
     assert "paused: unknown" in json.loads(paths.accelerators.read_text())["failures"]["kvm"]["reason"]
+
+
+async def test_machine_that_was_being_restored_when_the_backend_died_is_cut(
+    controllers: dict[str, tuple[Controller, PlayedMachine]],
+) -> None:
+    """Nothing in there has run, and resuming it would not help."""
+    controller, machine = controllers["tcg"]
+    machine.says = (Power.PAUSED, "paused: starting up")
+    await until(controller, "stopped")
+    assert machine.asked == ["kill"]
+
+
+async def test_machine_that_libvirt_finds_never_to_have_been_whole_is_started(
+    controllers: dict[str, tuple[Controller, PlayedMachine]],
+) -> None:
+    """libvirt's embedded driver says `running` of it until it has looked."""
+    controller, machine = controllers["tcg"]
+    await until(controller, "starting")
+    start = asyncio.create_task(controller.start(lambda _step: None))
+    await asyncio.sleep(0)
+    machine.says = (Power.OFF, "off: daemon")
+    async for status in controller.watch():
+        if "start" in machine.asked and status.state == "starting":
+            break
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
 
 
 async def test_full_host_disk_is_waited_out(controllers: dict[str, tuple[Controller, PlayedMachine]]) -> None:
