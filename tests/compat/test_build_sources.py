@@ -191,6 +191,8 @@ def test_the_index_of_a_registry_is_searched(moored: Moored, web: tuple[str, Pat
     assert moored.docker("search", "--filter", "stars=3", "--format", "{{.Name}}", f"{host}/x") == "sea/boat"
     assert moored.docker("search", "--limit", "1", "--format", "{{.Name}}", f"{host}/x") == "sea/boat"
     assert "q=boat" in (folder.parent / "http.log").read_text()
+    for wrong in ("stars=a", "is-automated=a", "is-official=a"):
+        assert f"invalid filter '{wrong}'" in moored.docker_run("search", "--filter", wrong, f"{host}/x").stderr
     assert "[1, 100]" in moored.docker_run("search", "--limit", "101", f"{host}/x").stderr
     assert "127.0.0.1:1" in moored.docker_run("search", "127.0.0.1:1/x").stderr
     (folder / "v1" / "search").unlink()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from moorage_guest.errors import Unavailable
+from moorage_guest.errors import InvalidParameter, Unavailable
 from moorage_guest.images import content as media
 from moorage_guest.images import names
 from moorage_guest.images.registry import Credentials, Registry, RegistryError, RegistrySettings
@@ -57,7 +57,12 @@ def _platform(value: Mapping[str, Any]) -> dict[str, Any]:
 async def search(
     settings: RegistrySettings, term: str, limit: int, filters: Mapping[str, list[str]], own: Credentials
 ) -> list[dict[str, Any]]:
-    """Return the answer of GET /images/search. Raises Unavailable when the index does not answer."""
+    """Return the answer of GET /images/search. Raises InvalidParameter, Unavailable when the index does not answer."""
+    for name, values in filters.items():
+        for value in values:
+            known = r"-?\d+" if name == "stars" else r"(?i)0|1|true|false"
+            if not re.fullmatch(known, value):
+                raise InvalidParameter(f"invalid filter '{name}={value}'")
     host, _, rest = term.partition("/")
     if not rest or not ("." in host or ":" in host or host == "localhost"):
         host, rest = SEARCH_HOST, term.removeprefix("library/")
