@@ -16,12 +16,12 @@ from pathlib import Path
 from moorage_contract.daemon_config import DaemonConfig, add_arguments, flags_from_namespace
 from moorage_contract.version import API_VERSION, ENGINE_VERSION
 
-from moorage_guest import daemonlog
+from moorage_guest import daemonlog, systemd
 from moorage_guest.engine.shims import Agent
 from moorage_guest.engineconfig import SettingsError
 from moorage_guest.graph import Graph
 from moorage_guest.info import masked_proxy
-from moorage_guest.listeners import Listener, ListenError, TlsFiles, open_listener
+from moorage_guest.listeners import Listener, ListenError, TlsFiles, open_listeners
 from moorage_guest.liveconfig import ConfigFileError, LiveConfig, add_own_arguments, load
 from moorage_guest.paths import DataRoot, ExecRoot
 from moorage_guest.pidfile import AlreadyRunning, PidFile
@@ -147,10 +147,12 @@ async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals, 
         await graph.server.take_over()
         await agent.ready()
         graph.spare.soon()
+        systemd.notify("READY=1")
         log.info("Daemon has completed initialization")
         for listener in listeners:
             log.info("API listen on %s", listener.path or listener.socket.getsockname())
         await _until_stopped(graph, stop, reload)
+        systemd.notify("STOPPING=1")
         log.info("Processing signal: stopping")
         log.debug("daemon configured with a %d seconds minimum shutdown timeout", config.current.shutdown_timeout)
         await graph.shut_down()
@@ -173,9 +175,10 @@ async def _listen(config: DaemonConfig, agent: Agent, usual_hosts: tuple[str, ..
         )
     hosts = config.hosts or (() if found else usual_hosts)
     group = config.group if "group" in config.given else ""
+    passed = systemd.take_sockets()
     try:
         for host in hosts:
-            found.append(open_listener(host, tls, group))
+            found.extend(open_listeners(host, tls, group, passed=passed))
     except ListenError:
         for listener in found:
             listener.close()

@@ -8,6 +8,7 @@ import grp
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,23 +59,35 @@ class Listener:
             self.path.unlink(missing_ok=True)
 
 
-def open_listener(host: str, tls: TlsFiles | None, group: str = "") -> Listener:
-    """Bind one ``--host`` value: unix://PATH, tcp://ADDRESS:PORT or fd://N."""
+def open_listeners(
+    host: str, tls: TlsFiles | None, group: str = "", *, passed: Mapping[int, socket.socket] | None = None
+) -> list[Listener]:
+    """Bind one ``--host`` value: unix://PATH, tcp://ADDRESS:PORT, or fd:// for sockets ``passed`` by systemd."""
     parts = urlsplit(host if "://" in host else f"tcp://{host}")
     if parts.scheme == "unix":
-        return Listener(_bind_unix(Path(parts.path or parts.netloc), group), Path(parts.path or parts.netloc))
+        path = Path(parts.path or parts.netloc)
+        return [Listener(_bind_unix(path, group), path)]
     if parts.scheme == "fd":
-        return Listener(_inherited(parts.netloc))
+        return [
+            Listener(each) if each.family == socket.AF_UNIX else Listener(each, tls=_context(host, tls))
+            for each in _passed(parts.netloc, passed or {})
+        ]
     if parts.scheme == "tcp":
-        if tls is None or not tls.verify:
-            raise ListenError(
-                f"{host}: the API does not listen on TCP without client certificates (it would give root to anyone who "
-                "connects); add --tlsverify with --tlscacert, --tlscert and --tlskey, or use a unix socket"
-            )
-        return Listener(_bind_tcp(parts.hostname or "127.0.0.1", parts.port or DEFAULT_PORT), tls=tls.context())
+        context = _context(host, tls)
+        return [Listener(_bind_tcp(parts.hostname or "127.0.0.1", parts.port or DEFAULT_PORT), tls=context)]
     raise ListenError(
         f'invalid bind address ({host}): unsupported proto "{parts.scheme}"; use unix://, tcp:// or fd://'
     )
+
+
+def _context(host: str, tls: TlsFiles | None) -> ssl.SSLContext:
+    """Return what a TCP socket needs. Raises ListenError without client certificates."""
+    if tls is None or not tls.verify:
+        raise ListenError(
+            f"{host}: the API does not listen on TCP without client certificates (it would give root to anyone who "
+            "connects); add --tlsverify with --tlscacert, --tlscert and --tlskey, or use a unix socket"
+        )
+    return tls.context()
 
 
 def _bind_unix(path: Path, group: str) -> socket.socket:
@@ -123,9 +136,13 @@ def _bind_tcp(address: str, port: int) -> socket.socket:
     return listener
 
 
-def _inherited(name: str) -> socket.socket:
-    """Take a socket of systemd's socket activation (sd_listen_fds(3)): fd:// is the first, fd://4 that one."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+def _passed(name: str, passed: Mapping[int, socket.socket]) -> list[socket.socket]:
+    """Choose of the sockets of systemd's socket activation: fd:// and fd://* are all of them, fd://4 is that one."""
+    if not passed:
         raise ListenError("no sockets found via socket activation: make sure the service was started by systemd")
-    number = int(name) if name.isdigit() else 3
-    return socket.socket(fileno=number)
+    if name in ("", "*"):
+        return list(passed.values())
+    number = int(name) if name.isdigit() else -1
+    if number not in passed:
+        raise ListenError(f"fd://{name}: systemd passed no such socket; it passed {', '.join(map(str, passed))}")
+    return [passed[number]]
