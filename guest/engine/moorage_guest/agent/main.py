@@ -1,6 +1,5 @@
 """Command line of the agent: `--private` as moored starts it for itself, `--supervise` as init starts it in the VM."""
 
-import argparse
 import fcntl
 import gc
 import os
@@ -8,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from moorage_guest.agent.logfile import LogFile
 from moorage_guest.agent.netd import Netd
@@ -21,8 +21,45 @@ from moorage_guest.shim.loop import Loop, catch
 IDLE = 10.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the agent. Returns its exit status: 0, or 1 when it cannot start."""
+class Options(NamedTuple):
+    """What the command line says."""
+
+    supervise: bool
+    data_root: Path
+    exec_root: Path
+    config_file: Path | None
+    rest: list[str]
+
+
+_ROOTS = {"--data-root": "/var/lib/moorage", "--exec-root": "/run/moorage", "--config-file": ""}
+
+
+def read_options(argv: Sequence[str]) -> Options:
+    """Return what the command line says; ends the process when it is wrong.
+
+    What is as usual is read here: argparse, which knows the rest and says what is wrong, would stay in memory, 0.6 MB of it.
+    """
+    mode, values = "", dict(_ROOTS)
+    words = iter(argv)
+    for word in words:
+        value = next(words, "") if word in values else ""
+        if value:
+            values[word] = value
+        elif word in ("--private", "--supervise") and not mode:
+            mode = word
+        else:
+            return _parse(argv)
+    if not mode:
+        return _parse(argv)
+    config_file = Path(values["--config-file"]) if values["--config-file"] else None
+    return Options(
+        mode == "--supervise", Path(values["--data-root"]), Path(values["--exec-root"]), config_file, rest=[]
+    )
+
+
+def _parse(argv: Sequence[str]) -> Options:
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="moorage-agent",
         description="Keeps containers' shims, and with --supervise the daemon itself, whatever happens to the daemon.",
@@ -30,20 +67,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--private", action="store_true", help="serve one moored that is run by hand, and end after it")
     mode.add_argument("--supervise", action="store_true", help="start moored and start it again whenever it ends")
-    parser.add_argument("--data-root", type=Path, default=Path("/var/lib/moorage"), help="what survives a reboot")
-    parser.add_argument("--exec-root", type=Path, default=Path("/run/moorage"), help="sockets and shims")
+    root = _ROOTS["--data-root"]
+    parser.add_argument("--data-root", type=Path, default=Path(root), help="what survives a reboot")
+    root = _ROOTS["--exec-root"]
+    parser.add_argument("--exec-root", type=Path, default=Path(root), help="sockets and shims")
     parser.add_argument("--config-file", type=Path, help="daemon.json (default: in the data root)")
-    options, rest = parser.parse_known_args(argv)
-    exec_root: Path = options.exec_root
-    data_root: Path = options.data_root
-    if rest and not options.supervise:
+    found, rest = parser.parse_known_args(argv)
+    if rest and not found.supervise:
         parser.error(f"unknown arguments: {' '.join(rest)}")
+    return Options(found.supervise, found.data_root, found.exec_root, found.config_file, rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent. Returns its exit status: 0, or 1 when it cannot start."""
+    options = read_options(sys.argv[1:] if argv is None else argv)
+    exec_root, data_root = options.exec_root, options.data_root
     exec_root.mkdir(mode=0o711, parents=True, exist_ok=True)
     lock = os.open(exec_root / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if options.private:  # somebody else was faster; the daemon connects to that one
+        if not options.supervise:  # somebody else was faster; the daemon connects to that one
             os.write(1, b"ready\n")
             return 0
         os.write(2, f"moorage-agent: another agent serves {exec_root}; stop it first\n".encode())
@@ -51,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.supervise:
         from moorage_guest.agent.supervisor import supervise
 
-        return supervise(data_root, exec_root, options.config_file or data_root / "daemon.json", rest)
+        return supervise(data_root, exec_root, options.config_file or data_root / "daemon.json", options.rest)
     return _private(exec_root)
 
 
@@ -97,6 +141,7 @@ def _private(exec_root: Path) -> int:
     loop.take_signals()
     loop.reap()
     gc.collect()
+    kernel.give_back()
     gc.freeze()
     loop.run()
     return 0

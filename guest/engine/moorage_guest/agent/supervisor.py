@@ -160,6 +160,7 @@ class Supervisor:
         self._loop.later(_LOG_INTERVAL, self._look_at_log)
         self._log.redirect_stdio()
         gc.collect()
+        kernel.give_back()
         gc.freeze()
         self._loop.run()
         if self._reexec:

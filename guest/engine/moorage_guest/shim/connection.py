@@ -3,6 +3,7 @@
 Used by shims towards daemons and by the agent towards moored and zygote.
 """
 
+import mmap
 import os
 import socket
 from collections import deque
@@ -11,6 +12,10 @@ from typing import Any
 
 from moorage_guest.shim import wire
 from moorage_guest.shim.loop import READ, WRITE, Loop
+
+#: Where datagrams arrive in this process, which has one thread. Taken for each anew, so much memory would have the C library
+#: put what it has in order again and again, which writes to many pages of it: a tenth of a megabyte in each shim.
+_buffer = memoryview(mmap.mmap(-1, wire.MAX_DATAGRAM, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Refused(Exception):
@@ -93,7 +98,7 @@ class Connection:
                 if self.closed:
                     return
                 try:
-                    message = wire.receive(self.sock)
+                    message = wire.receive(self.sock, _buffer)
                 except BlockingIOError:
                     return
                 except (OSError, ValueError):

@@ -19,6 +19,9 @@ WRITE = select.EPOLLOUT
 HANGUP = select.EPOLLRDHUP
 GONE = select.EPOLLHUP | select.EPOLLERR
 
+#: Descriptors that are told of at once; others come in the next step. Room for more would be taken anew in every step.
+_EVENTS = 32
+
 Callback = Callable[[int], None]
 
 
@@ -160,7 +163,7 @@ class Loop:
             until = max(0.0, self._timers[0][0] - now)
             timeout = until if timeout is None else min(timeout, until)
         # epoll counts in milliseconds: round up, so that a timer is due when we wake
-        for fd, ready in self._epoll.poll(None if timeout is None else timeout + 0.0005):
+        for fd, ready in self._epoll.poll(None if timeout is None else timeout + 0.0005, _EVENTS):
             callback = self._callbacks.get(fd)
             if callback is not None:
                 self._call(callback, ready)

@@ -77,9 +77,16 @@ def send(sock: socket.socket, data: bytes, fds: Iterable[int] = ()) -> None:
     sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket) -> Message | None:
-    """Receive one datagram, or None at the end of the connection. Descriptors come close-on-exec."""
-    data, ancillary, flags, _ = sock.recvmsg(MAX_DATAGRAM, _CONTROL_SPACE, socket.MSG_CMSG_CLOEXEC)
+def receive(sock: socket.socket, buffer: memoryview | None = None) -> Message | None:
+    """Receive one datagram, or None at the end of the connection. Descriptors come close-on-exec.
+
+    ``buffer`` has MAX_DATAGRAM bytes and is written to; without one, memory for as many is taken.
+    """
+    if buffer is None:
+        data, ancillary, flags, _ = sock.recvmsg(MAX_DATAGRAM, _CONTROL_SPACE, socket.MSG_CMSG_CLOEXEC)
+    else:
+        count, ancillary, flags, _ = sock.recvmsg_into([buffer], _CONTROL_SPACE, socket.MSG_CMSG_CLOEXEC)
+        data = bytes(buffer[:count])
     fds: list[int] = []
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
