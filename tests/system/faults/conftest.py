@@ -1,18 +1,25 @@
 """A busy container in the shared machine: what it prints is numbered, so that a lost or doubled line is seen."""
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 from moorage_host.api import MachineStatus
+from moorage_host.machine.connection import Connection
+from moorage_host.machine.machine import Machine
 
+from tests.support.host import wait_ended
 from tests.support.images import BUSYBOX_IMAGE
 from tests.support.vm import Vm
 
 #: Two streams, about two hundred lines a second on each.
-_SCRIPT = (
+SCRIPT = (
     "trap 'exit 3' TERM; i=0; while [ ! -e /stop ]; do n=0; while [ $n -lt 20 ]; do n=$((n+1)); i=$((i+1)); echo out $i; "
     "echo err $i >&2; done; sleep 0.1; done; exit 7"
 )
@@ -77,12 +84,29 @@ def until(vm: Vm, what: str, condition: Callable[[MachineStatus], object], deadl
     raise AssertionError("the backend ended")
 
 
+def suspend(vm: Vm) -> None:
+    """Pause the machine through libvirt, as `virsh suspend` does, while no backend has it."""
+    status = vm.status()
+    os.kill(status.backend.pid, signal.SIGKILL)
+    wait_ended(status.backend.pid)
+    connection = Connection(status.libvirt_uri, vm.paths.embedded_root)
+    identity = Machine(vm.paths, connection).record().uuid
+    code = (
+        "import sys; from pathlib import Path; from moorage_host.machine.connection import Connection; import asyncio\n"
+        "c = Connection(sys.argv[1], Path(sys.argv[2]))\n"
+        "asyncio.run(c.call(lambda v: v.lookupByUUIDString(sys.argv[3]).suspend())); c.close()\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, status.libvirt_uri, str(vm.paths.embedded_root), identity], check=True, timeout=120
+    )
+
+
 @pytest.fixture
 def busy(engine_ready: Vm) -> Iterator[Busy]:
     """A busy container; at the end it is asked to end, and removed."""
     vm = engine_ready
     vm.docker("rm", "-f", "busy", check=False)
-    vm.docker("run", "-d", "--name", "busy", BUSYBOX_IMAGE, "sh", "-c", _SCRIPT)
+    vm.docker("run", "-d", "--name", "busy", BUSYBOX_IMAGE, "sh", "-c", SCRIPT)
     found = Busy(vm, "busy")
     found.before = found.state()
     yield found

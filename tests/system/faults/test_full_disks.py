@@ -55,6 +55,39 @@ def test_full_data_disk_stops_logs_until_there_is_room_and_loses_no_line(engine_
     busy.finish()
 
 
+def test_data_disk_that_became_read_only_is_said_and_heals(engine_ready: Vm, busy: Busy) -> None:
+    """May be lost: what was asked for meanwhile. A daemon that is killed then comes back when the disk can be written.
+
+    This is what the kernel does by itself when it finds the disk damaged.
+    """
+    vm = engine_ready
+    vm.run("echo u > /proc/sysrq-trigger")
+    try:
+        status = until(
+            vm,
+            "the disk to be called read-only",
+            lambda s: s.engine and any("is read-only" in w for w in s.engine.warnings),
+        )
+        assert busy.state() == busy.before
+        assert vm.docker("volume", "create", "unwritten", check=False) == ""
+        assert status.engine is not None
+        before = status.engine.daemon
+        vm.run(f"kill -9 {before.pid}")
+        until(
+            vm,
+            "the daemon to be missed",
+            lambda s: s.engine and s.engine.daemon.restarts > before.restarts,
+        )
+    finally:
+        vm.run("mount -o remount,rw /var/lib/moorage")
+    until(vm, "the warning to go", lambda s: s.state == "ready" and s.engine and not s.engine.warnings)
+    busy.check_untouched()
+    busy.check_goes_on()
+    assert vm.docker("run", "--rm", "-v", "unwritten:/v", BUSYBOX_IMAGE, "echo", "well") == "well\n"
+    vm.docker("volume", "rm", "unwritten")
+    busy.finish()
+
+
 def test_full_run_folder_refuses_new_containers_and_touches_no_other(engine_ready: Vm, busy: Busy) -> None:
     """May be lost: nothing that ran before. Starts are refused with the reason while there is no room."""
     vm = engine_ready

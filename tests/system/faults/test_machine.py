@@ -1,20 +1,14 @@
 """What happens to the machine as a whole: its network, its clock, its pauses, its power."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from moorage_host.machine.connection import Connection
-from moorage_host.machine.machine import Machine
 
-from tests.support.host import wait_ended
 from tests.support.images import BUSYBOX_IMAGE
 from tests.support.vm import Vm
-from tests.system.faults.conftest import Busy, eventually, until
+from tests.system.faults.conftest import Busy, eventually, suspend, until
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -59,27 +53,10 @@ def test_dead_ssh_session_is_replaced(engine_ready: Vm, busy: Busy) -> None:
     busy.finish()
 
 
-def _suspend(vm: Vm) -> None:
-    """Pause the machine through libvirt, as `virsh suspend` does, while no backend has it."""
-    status = vm.status()
-    os.kill(status.backend.pid, signal.SIGKILL)
-    wait_ended(status.backend.pid)
-    connection = Connection(status.libvirt_uri, vm.paths.embedded_root)
-    identity = Machine(vm.paths, connection).record().uuid
-    code = (
-        "import sys; from pathlib import Path; from moorage_host.machine.connection import Connection; import asyncio\n"
-        "c = Connection(sys.argv[1], Path(sys.argv[2]))\n"
-        "asyncio.run(c.call(lambda v: v.lookupByUUIDString(sys.argv[3]).suspend())); c.close()\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, status.libvirt_uri, str(vm.paths.embedded_root), identity], check=True, timeout=120
-    )
-
-
 def test_paused_machine_says_so_and_start_lets_it_go_on(engine_ready: Vm, busy: Busy) -> None:
     """Nothing may be lost: to the guest no time has passed until the host gives it the right one."""
     vm = engine_ready
-    _suspend(vm)
+    suspend(vm)
     status = until(vm, "the pause to be seen", lambda s: s.state == "paused")
     assert "moorage start" in status.message
     vm.client.start()

@@ -1,7 +1,7 @@
 """SIGKILL of what keeps containers running, in the machine: agent, shim, sshd, backend, daemon.
 
-May be lost: nothing; of a killed shim its container's process. What needs no machine (crun killed in a start or an exec,
-storms of kills) is in tests/integration/restore.
+May be lost: nothing; of a killed shim its container's process, of a killed crun what it was about to do. Storms of kills need
+no machine: they are in tests/integration/restore.
 """
 
 import os
@@ -83,5 +83,30 @@ def test_killed_backend_is_replaced_while_containers_print(engine_ready: Vm, bus
     os.kill(backend, signal.SIGKILL)
     wait_ended(backend)
     engine_ready.wait("ready")
+    busy.check_untouched()
+    busy.finish()
+
+
+def test_killed_crun_fails_what_it_was_doing_and_leaves_nothing(engine_ready: Vm, busy: Busy) -> None:
+    """May be lost: the create, start or exec whose crun was killed, which fails in a sentence."""
+    vm = engine_ready
+    left = "ls /run/moorage/shim /run/moorage/crun; find /sys/fs/cgroup -type d | wc -l; ls /proc/sys/net/ipv4/conf"
+    vm.docker("run", "--rm", BUSYBOX_IMAGE, "true")
+    before = vm.run(left)
+    vm.run("(while [ ! -e /run/enough ]; do kill -9 $(pidof crun); usleep 30000; done) > /dev/null 2>&1 &", check=False)
+    try:
+        runs = [vm.docker("run", "--rm", BUSYBOX_IMAGE, "echo", "well", check=False) for _ in range(4)]
+        execs = [vm.docker("exec", busy.name, "echo", "well", check=False) for _ in range(4)]
+    finally:
+        vm.run("touch /run/enough")
+    eventually("the last kill", lambda: not vm.run("pidof crun", check=False))
+    vm.run("rm /run/enough")
+    for said in runs + execs:  # of an exec, the client is told in its output, since its answer has begun
+        assert said in ("", "well\n") or said.startswith("OCI runtime exec failed"), said
+    for name in vm.docker("ps", "-aq", "--filter", "status=created", "--filter", "status=exited").split():
+        vm.docker("rm", "-f", name)
+    assert vm.docker("run", "--rm", BUSYBOX_IMAGE, "echo", "well") == "well\n"
+    assert vm.docker("exec", busy.name, "echo", "well") == "well\n"
+    eventually("nothing to be left", lambda: vm.run(left) == before)
     busy.check_untouched()
     busy.finish()
