@@ -17,6 +17,8 @@ def test_link_to_a_container_in_anothers_network_leads_to_that_ones_address(moor
     hosts = moored.docker("run", "--rm", "--link", "guest:db", "busybox", "cat", "/etc/hosts")
     address = moored.docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "owner")
     assert any(line.split()[:2] == [address, "db"] for line in hosts.splitlines())
+    joined = moored.docker("run", "--rm", "--net=container:guest", "busybox", "cat", "/etc/hosts")
+    assert any(line.split()[0] == address for line in joined.splitlines())
     moored.docker("rm", "-f", "owner", "guest")
 
 

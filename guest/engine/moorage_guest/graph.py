@@ -126,6 +126,7 @@ class Graph:
         logging.getLogger().setLevel(logging.DEBUG if current.debug else logging.INFO)
         log.debug("Reset Max Concurrent Downloads: %d", current.max_concurrent_downloads)
         log.debug("Reset Max Concurrent Uploads: %d", current.max_concurrent_uploads)
+        log.debug("Reset Shutdown Timeout: %d", current.shutdown_timeout)
         self.events.publish("daemon", "reload", self.identity, _reload_attributes(current))
         proxies = {
             key: masked_proxy(value)

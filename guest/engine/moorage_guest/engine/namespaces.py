@@ -44,7 +44,9 @@ async def enter(engine: Containers, container: Container) -> Place:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
         netns = Path(f"/proc/{other.state.pid}/ns/net")
         files_of = other
-        hostname = hostname or other.config.hostname
+        while files_of.network_mode.startswith("container:"):  # who has the network has the files
+            files_of = engine.find(files_of.network_mode.removeprefix("container:"))
+        hostname = hostname or other.config.hostname or files_of.config.hostname
     else:
         request = sandbox_request(container)
         if container.own_network:
