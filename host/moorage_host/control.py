@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ from moorage_host.api import BackendProcess, MachineStatus, PublishedPort
 from moorage_host.engine_config import EngineConfig
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder
-from moorage_host.link import keys
 from moorage_host.link.agent import Held
-from moorage_host.link.forwarder import Forwarder, unix_listener
 from moorage_host.machine import console
 from moorage_host.machine.connection import Connection, choose_uri
-from moorage_host.machine.lifecycle import RUNNING, State, move
+from moorage_host.machine.lifecycle import RUNNING, State
 from moorage_host.machine.machine import Machine, Power, Progress
 from moorage_host.machine.saved import Plan
 from moorage_host.paths import Paths
-from moorage_host.ports import PortForwards, prepare
+from moorage_host.ports import prepare
 from moorage_host.session import Session
 from moorage_host.settings import Settings
+from moorage_host.standing import Standing
+from moorage_host.ways import Ways
 
 logger = logging.getLogger(__name__)
 
@@ -64,26 +64,17 @@ class Controller:
         self._plan = Plan.BOOT  # of the start under way
         self._unproven = False  # found running, has not answered yet: libvirt may find that it was never whole
         self._machine = machine  # else made from the settings when first needed
-        self._state = State.ABSENT
-        self._since = time.time()
-        self._step = ""
-        self._message = ""
-        self._warning = ""
+        self._standing = Standing()
         self._config_problem = ""
         self._engine: protocol.Status | None = None
         self._ports: list[PublishedPort] = []
-        self._session: Session | None = None
-        self._docker: Forwarder | None = None
-        self._forwards: PortForwards | None = None
+        self._ways = Ways(paths, self._ports_changed)
         self._prepared: asyncio.Task[None] | None = None
         self._reconciled = False
         self._operation = asyncio.Lock()
         self._doing = ""
         self._adopted = asyncio.Event()
         self._wake = asyncio.Event()
-        self._changed = asyncio.Condition()
-        self._version = 0
-        self._notify: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = time.time()
         self._last_look = self._last_ping = self._last_meeting = self._last_clock = self._boot_began = 0.0
@@ -93,12 +84,12 @@ class Controller:
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._standing.state
 
     @property
     def busy(self) -> bool:
         """Whether something is going on that a backend without clients must not walk away from."""
-        return self._operation.locked() or self._state in RUNNING
+        return self._operation.locked() or self.state in RUNNING
 
     @property
     def paths(self) -> Paths:
@@ -107,14 +98,14 @@ class Controller:
     def status(self) -> MachineStatus:
         """Where everything stands now."""
         record = self._machine.record() if self._machine is not None else None
-        running = self._state in RUNNING
+        running = self.state in RUNNING
         name = self._settings.name
         return MachineStatus(
-            state=self._state.value,
-            since=self._since,
-            step=self._step,
-            message=self._message,
-            warning=self._warning,
+            state=self.state.value,
+            since=self._standing.since,
+            step=self._standing.step,
+            message=self._standing.message,
+            warning=self._standing.warning,
             name=name,
             accelerator=record.accelerator if record and running else "",
             accelerator_note=record.accelerator_note if record and running else "",
@@ -138,12 +129,7 @@ class Controller:
 
     async def watch(self) -> AsyncIterator[MachineStatus]:
         """The status now and after every change, for ever; changes in quick succession may come as one."""
-        seen = -1
-        while True:
-            async with self._changed:
-                while self._version == seen:
-                    await self._changed.wait()
-                seen = self._version
+        async for _change in self._standing.changes():
             yield self.status()
 
     # -- settings
@@ -153,19 +139,19 @@ class Controller:
         found = settings.load(self._paths.settings)
         if found != self._settings:
             self._settings = found
-            self._tell()
+            self._standing.tell()
         return found
 
     def change_settings(self, changes: dict[str, Any]) -> Settings:
         """Change settings; they hold from the machine's next start on."""
         found = settings.changed(self.settings(), changes)
-        if found.name != self._settings.name and self._state is not State.ABSENT:
+        if found.name != self._settings.name and self.state is not State.ABSENT:
             raise HostError(
                 "the name cannot change while there is a machine", hint="moorage delete", code=ErrorCode.CONFLICT
             )
         settings.save(found, self._paths.settings)
         self._settings = found
-        self._tell()
+        self._standing.tell()
         return found
 
     # -- operations
@@ -180,55 +166,57 @@ class Controller:
             self._make_context()
             return
         found = self.settings()
-        if self._state not in RUNNING:
+        if self.state not in RUNNING:
             machine = self._machine_for(found)
-            self._move(State.STARTING)
-            self._message = self._warning = self._config_problem = ""
+            self._standing.move(State.STARTING)
+            self._standing.message = self._standing.warning = self._config_problem = ""
             try:
-                self._say("starting the machine", progress)
-                started = await machine.start(found, lambda step: self._say(step, progress))
+                self._standing.say("starting the machine", progress)
+                started = await machine.start(found, lambda step: self._standing.say(step, progress))
             except BaseException as error:
                 self._fail(error)
                 raise
-            self._warning = started.warning
+            self._standing.warning = started.warning
             self._unproven = False
             self._plan = started.plan
             self._booted_with = found
             self._boot_began = time.monotonic()
-            self._say("waiting for the guest", progress)
+            self._standing.say("waiting for the guest", progress)
             self._prepared = asyncio.create_task(asyncio.to_thread(prepare), name="imports for the ports")
-        elif self._state is State.PAUSED:
+        elif self.state is State.PAUSED:
             await self._go_on(progress)
         self._wake.set()
         deadline = READY_DEADLINE * (2 if self._plan is Plan.SAVE else 1)  # then it comes up twice
-        await self._until(lambda: self._state is State.READY or self._state not in RUNNING, deadline, progress)
-        if self._unproven and self._state not in RUNNING:
+        await self._standing.until(lambda: self.state is State.READY or self.state not in RUNNING, deadline, progress)
+        if self._unproven and self.state not in RUNNING:
             self._unproven = False
             await self._start(progress)
             return
-        if self._state is not State.READY:
+        if self._standing.state is not State.READY:
             if self._plan is not Plan.BOOT:
                 self._machine_for(found).distrust_saved()
             raise self._not_ready()
         self._make_context()
-        self._say("", progress)
+        self._standing.say("", progress)
 
     async def _go_on(self, progress: Progress) -> None:
         """Let a paused machine run again; the watching task sees to the rest."""
-        self._say("the machine was paused: letting it go on", progress)
+        self._standing.say("the machine was paused: letting it go on", progress)
         await self._machine_for(self._settings).resume(self._settings.name)
         self._last_look = 0.0
 
     def _not_ready(self) -> HostError:
-        if self._state not in RUNNING:
-            return HostError(self._message or "the machine stopped while it started", hint="see `moorage console`")
+        if self.state not in RUNNING:
+            return HostError(
+                self._standing.message or "the machine stopped while it started", hint="see `moorage console`"
+            )
         where = (
             "the guest booted, but the engine does not answer"
-            if self._state is State.BOOTED
+            if self.state is State.BOOTED
             else "the guest does not answer"
         )
         said = self._engine.daemon.last_error if self._engine is not None else None
-        detail = f": {said or self._message}" if said or self._message else ""
+        detail = f": {said or self._standing.message}" if said or self._standing.message else ""
         return HostError(
             f"{where} within {READY_DEADLINE:.0f} s{detail}",
             hint="see `moorage console` and `moorage logs`",
@@ -241,26 +229,26 @@ class Controller:
             await self._stop(progress, timeout)
 
     async def _stop(self, progress: Progress, timeout: float) -> None:
-        if self._state not in RUNNING:
+        if self.state not in RUNNING:
             return
         machine = self._machine_for(self._settings)
-        if self._state is State.PAUSED:
+        if self.state is State.PAUSED:
             await self._go_on(progress)
-        self._move(State.STOPPING)
-        self._say("stopping the containers and the machine", progress)
+        self._standing.move(State.STOPPING)
+        self._standing.say("stopping the containers and the machine", progress)
         await self._ask_to_power_off(machine, timeout)
         if not await machine.goes_off(self._settings.name, timeout + 30):
-            self._say("the guest does not power off by itself: its power is cut", progress)
+            self._standing.say("the guest does not power off by itself: its power is cut", progress)
             await machine.kill(self._settings.name)
         self._went_off("")
 
     async def _ask_to_power_off(self, machine: Machine, timeout: float) -> None:
-        if self._session is not None and self._session.connected:
+        if (session := self._ways.session) is not None and session.connected:
             with contextlib.suppress(HostError):
-                await self._session.agent(protocol.Poweroff(timeout=timeout), protocol.Done, timeout=timeout + 15)
+                await session.agent(protocol.Poweroff(timeout=timeout), protocol.Done, timeout=timeout + 15)
                 return
             with contextlib.suppress(HostError):
-                await self._session.run("poweroff", timeout=10)
+                await session.run("poweroff", timeout=10)
                 return
         await machine.press_power_button(self._settings.name)
 
@@ -275,7 +263,7 @@ class Controller:
         await self._adopted.wait()
         self._unproven = False
         machine = self._machine_for(self._settings)
-        self._say("cutting the machine's power", progress)
+        self._standing.say("cutting the machine's power", progress)
         await machine.kill(self._settings.name)
         self._went_off("its power was cut")
 
@@ -283,12 +271,12 @@ class Controller:
         """Remove the machine with its disk, keys and docker context. Idempotent."""
         async with self._exclusively("deleting the machine"):
             await self._stop(progress, STOP_TIMEOUT)
-            self._say("removing the machine and its disk", progress)
+            self._standing.say("removing the machine and its disk", progress)
             await self._machine_for(self.settings()).delete(self._settings.name)
             docker_context.remove(self._docker_config, self._settings.name)
-            self._warning = self._message = ""
-            self._move(State.ABSENT)
-            self._say("", progress)
+            self._standing.warning = self._standing.message = ""
+            self._standing.move(State.ABSENT)
+            self._standing.say("", progress)
 
     @contextlib.asynccontextmanager
     async def _exclusively(self, what: str) -> AsyncIterator[None]:
@@ -304,32 +292,31 @@ class Controller:
                 await self._adopted.wait()
                 yield
             finally:
-                self._doing = self._step = ""
-                self._tell()
+                self._doing = self._standing.step = ""
+                self._standing.tell()
 
     async def guest(self) -> Session:
         """The running guest, waited for while a machine starts or the connection comes back; HostError when there is none."""
         await self._adopted.wait()
-        if self._state in (State.STARTING, State.BOOTED) and not self._connected():
-            await self._until(lambda: self._connected() or self._state not in RUNNING, RECONNECT, lambda _step: None)
-        if self._session is None or not self._connected():
+        if self.state in (State.STARTING, State.BOOTED) and not self._ways.connected:
+            await self._standing.until(
+                lambda: self._ways.connected or self.state not in RUNNING, RECONNECT, lambda _step: None
+            )
+        if self._ways.session is None or not self._ways.connected:
             raise HostError(
-                f"the machine is {self._state.value}: there is no way into the guest",
+                f"the machine is {self.state.value}: there is no way into the guest",
                 hint="moorage start",
                 code=ErrorCode.UNAVAILABLE,
             )
-        return self._session
-
-    def _connected(self) -> bool:
-        return self._session is not None and self._session.connected
+        return self._ways.session
 
     async def refresh(self) -> MachineStatus:
         """The status with the agent asked anew, when it can be; what an earlier backend left has been found by then."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._adopted.wait(), ADOPTION)
-        if self._session is not None and self._session.connected:
+        if (session := self._ways.session) is not None and session.connected:
             with contextlib.suppress(HostError):
-                self._engine = await self._session.agent(protocol.StatusParams(), protocol.Status, timeout=5)
+                self._engine = await session.agent(protocol.StatusParams(), protocol.Status, timeout=5)
         return self.status()
 
     # -- the watching task
@@ -342,12 +329,12 @@ class Controller:
                 try:
                     await self._look()
                 except HostError as error:
-                    self._note(str(error))
+                    self._standing.note(str(error))
                 except Exception as error:
                     fault = f"the backend failed while it watched the machine: {error!r}"
-                    if fault != self._message:
+                    if fault != self._standing.message:
                         logger.exception("watching the machine")
-                    self._note(fault)
+                    self._standing.note(fault)
                 pause = self._pause()
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
@@ -360,7 +347,7 @@ class Controller:
     def _pause(self) -> float:
         if time.monotonic() - self._boot_began > READY_DEADLINE:
             return STEADY
-        return {State.STARTING: EAGER, State.BOOTED: PATIENT}.get(self._state, STEADY)
+        return {State.STARTING: EAGER, State.BOOTED: PATIENT}.get(self.state, STEADY)
 
     async def _look(self) -> None:
         if not self._adopted.is_set():
@@ -368,7 +355,7 @@ class Controller:
                 await self._adopt()
             finally:
                 self._adopted.set()
-        if self._state in RUNNING and self._boot_began and self._state is not State.STOPPING:
+        if self.state in RUNNING and self._boot_began and self.state is not State.STOPPING:
             now = time.monotonic()
             if now - self._last_look >= LOOK:
                 self._last_look = now
@@ -390,21 +377,21 @@ class Controller:
             power = await machine.power(found.name)
         if power in (Power.RUNNING, Power.PAUSED):
             logger.info("taking over the running machine %s", found.name)
-            self._set(State.STARTING)
+            self._standing.set(State.STARTING)
             self._unproven = True
             self._boot_began = time.monotonic() - IMPATIENCE
         elif power is not Power.ABSENT:
-            self._set(State.STOPPED)
+            self._standing.set(State.STOPPED)
 
     async def _still_on(self) -> bool:
         machine = self._machine_for(self._settings)
         power = await machine.power(self._settings.name)
         if power is Power.RUNNING:
-            if self._state is State.PAUSED:
-                self._move(State.BOOTED if self._session is not None and self._session.connected else State.STARTING)
-                self._message = ""
+            if self.state is State.PAUSED:
+                self._standing.move(State.BOOTED if self._ways.connected else State.STARTING)
+                self._standing.message = ""
             return True
-        if self._operation.locked() and self._state is State.STARTING and not self._boot_began:
+        if self._operation.locked() and self.state is State.STARTING and not self._boot_began:
             return True
         reason = await machine.reason(self._settings.name)
         self._unproven = self._unproven and "daemon" in reason
@@ -427,14 +414,14 @@ class Controller:
             await asyncio.to_thread(machine.blame, f"it stopped the running machine, {reason}") if accused else None
         )
         if warning is None:
-            if self._state is not State.PAUSED:
-                self._move(State.PAUSED)
-                self._message = (
+            if self.state is not State.PAUSED:
+                self._standing.move(State.PAUSED)
+                self._standing.message = (
                     f"the machine is {reason}; it goes on when the host's disk has space again"
                     if "error" in reason
                     else f"the machine is {reason}; `moorage start` lets it go on"
                 )
-                self._tell()
+                self._standing.tell()
             if "error" in reason:
                 await machine.resume(self._settings.name)
             return
@@ -448,28 +435,28 @@ class Controller:
     async def _replace(self, machine: Machine, warning: str) -> None:
         """Start anew without the accelerator, or the saved state, that `machine` has been blamed for."""
         self._close_session()
-        self._set(State.STARTING)
+        self._standing.set(State.STARTING)
         self._boot_began = 0.0
-        self._say(warning, None)
+        self._standing.say(warning, None)
         try:
             await machine.kill(self._settings.name)
-            started = await machine.start(self._settings, lambda step: self._say(step, None), use_saved=False)
+            started = await machine.start(self._settings, lambda step: self._standing.say(step, None), use_saved=False)
         except BaseException as error:
             self._fail(error)
             raise
         self._plan = started.plan
         self._boot_began = time.monotonic()
-        self._warning = warning
-        self._tell()
+        self._standing.warning = warning
+        self._standing.tell()
 
     async def _drive(self, now: float) -> None:
         """One step further: connect, meet the agent, reach the engine, keep the clock."""
         session = self._session_for()
         if not session.connected:
-            if self._state in (State.BOOTED, State.READY):
-                self._note("the connection to the guest broke; connecting again")
+            if self.state in (State.BOOTED, State.READY):
+                self._standing.note("the connection to the guest broke; connecting again")
                 self._engine = None
-                self._move(State.STARTING)
+                self._standing.move(State.STARTING)
             awaited, patience = console.SSHD_STARTS, IMPATIENCE
             if self._plan is Plan.SAVE:  # questions before that would only keep it from getting there
                 awaited, patience = console.HELD, HOLDING
@@ -478,35 +465,35 @@ class Controller:
             try:
                 await session.connect()
             except HostError as error:
-                self._note(error.message)
+                self._standing.note(error.message)
                 if self._plan is Plan.RESTORE and now - self._boot_began > RESTORED:
                     self._machine_for(self._settings).distrust_saved()
                     await self._boot_instead(f"the restored machine does not answer within {RESTORED:.0f} s")
                 return
-            self._move(State.BOOTED)
+            self._standing.move(State.BOOTED)
             self._unproven = False
-            self._message = ""
-            self._say("waiting for the engine", None)
+            self._standing.message = ""
+            self._standing.say("waiting for the engine", None)
             await self._meet_agent(session)
         elif (not self._reconciled or self._engine is None) and now - self._last_meeting >= MEETING_PERIOD:
             await self._meet_agent(session)
         runs = self._engine is not None and self._engine.daemon.state is protocol.DaemonState.RUNNING
-        if (self._state is State.BOOTED and runs) or now - self._last_ping >= PING_PERIOD:
+        if (self.state is State.BOOTED and runs) or now - self._last_ping >= PING_PERIOD:
             answered = await session.ping()
             self._last_ping = time.monotonic()
-            if answered and self._state is State.BOOTED:
-                self._move(State.READY)
-                self._step = self._message = ""
+            if answered and self.state is State.BOOTED:
+                self._standing.move(State.READY)
+                self._standing.step = self._standing.message = ""
                 if self._plan is Plan.RESTORE:
                     self._plan = Plan.BOOT
                     self._machine_for(self._settings).trust_saved()
-                self._tell()
-                self._follow_ports(session)
-            elif not answered and self._state is State.READY and session.connected:
-                self._move(State.BOOTED)
-                self._note("the engine does not answer")
-            if not answered and self._state is State.BOOTED and session.connected and not await session.answers():
-                self._note("the guest does not answer over SSH: trying another connection")
+                self._standing.tell()
+                self._ways.follow_ports()
+            elif not answered and self.state is State.READY and session.connected:
+                self._standing.move(State.BOOTED)
+                self._standing.note("the engine does not answer")
+            if not answered and self.state is State.BOOTED and session.connected and not await session.answers():
+                self._standing.note("the guest does not answer over SSH: trying another connection")
                 await session.renew()
         if now - self._last_clock >= CLOCK_PERIOD and self._engine is not None:
             self._last_clock = now
@@ -527,7 +514,7 @@ class Controller:
         except HostError as error:
             logger.debug("agent: %s", error)
             return
-        self._tell()
+        self._standing.tell()
 
     async def _let_go(self, session: Session) -> None:
         """Release a held guest; one that is to be saved at that point is saved and restored first, and then held still."""
@@ -535,27 +522,27 @@ class Controller:
             try:
                 await session.release()
             except HostError as error:
-                self._note(f"the guest cannot go on: {error.message}")
+                self._standing.note(f"the guest cannot go on: {error.message}")
             self._last_meeting = 0.0
             return
         self._plan = Plan.BOOT
         machine, name = self._machine_for(self._settings), self._settings.name
-        self._say("saving the machine for quicker starts", None)
+        self._standing.say("saving the machine for quicker starts", None)
         session.drop()
         try:
             saved = await machine.save(name)
-            if self._state not in RUNNING:
+            if self.state not in RUNNING:
                 return  # its power was cut meanwhile
             if saved:
-                self._say("restoring the machine", None)
+                self._standing.say("restoring the machine", None)
                 await machine.restore(name)
                 self._plan = Plan.RESTORE
         except HostError as error:
             await self._boot_instead(error.message)
             return
         self._boot_began = time.monotonic()
-        self._move(State.STARTING)
-        self._say("waiting for the guest", None)
+        self._standing.move(State.STARTING)
+        self._standing.say("waiting for the guest", None)
 
     async def _boot_instead(self, why: str) -> None:
         """Give the saved state up and boot."""
@@ -573,7 +560,7 @@ class Controller:
                 self._last_ping = 0.0
                 self._wake.set()
             self._engine = status
-            self._tell()
+            self._standing.tell()
 
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the backend ends
@@ -589,42 +576,20 @@ class Controller:
                 self._loop.call_soon_threadsafe(take)
 
     def _session_for(self) -> Session:
-        if self._session is None:
-            machine = self._machine_for(self._settings)
-            pair = keys.ensure(self._paths.client_key, self._paths.host_key)
-            name = self._settings.name
-            self._session = Session(pair, lambda: machine.ssh_port(name))
-            self._reconciled = False
-        if self._docker is None:
-            self._docker = Forwarder(
-                unix_listener(self._paths.docker_socket), self._session.open_engine, name="docker.sock"
-            )
-        return self._session
-
-    def _follow_ports(self, session: Session) -> None:
-        if self._forwards is None:
-            self._forwards = PortForwards(self._paths.docker_socket, session, self._ports_changed)
+        machine, name = self._machine_for(self._settings), self._settings.name
+        return self._ways.open(lambda: machine.ssh_port(name))
 
     def _ports_changed(self, ports: list[PublishedPort]) -> None:
         def take() -> None:
             self._ports = ports
-            self._tell()
+            self._standing.tell()
 
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(take)
 
     def _close_session(self) -> None:
-        if self._docker is not None:
-            self._docker.close()
-            self._docker = None
-            self._paths.docker_socket.unlink(missing_ok=True)
-        if self._session is not None:
-            self._session.close()  # first: nobody waits for the connection from then on
-            self._session = None
-        if self._forwards is not None:
-            self._forwards.close()
-            self._forwards = None
+        self._ways.close()
         self._engine = None
         self._ports = []
         self._reconciled = False
@@ -642,67 +607,21 @@ class Controller:
         try:
             docker_context.create(self._docker_config, self._settings.name, self._paths.docker_socket)
         except HostError as error:
-            self._warning = str(error)
-            self._tell()
+            self._standing.warning = str(error)
+            self._standing.tell()
 
     def _went_off(self, message: str, *, failed: bool = False) -> None:
         self._close_session()
         self._boot_began = 0.0
         self._booted_with = None
-        self._set(State.FAILED if failed else State.STOPPED)
-        self._note(message)
+        self._standing.set(State.FAILED if failed else State.STOPPED)
+        self._standing.note(message)
 
     def _fail(self, error: BaseException) -> None:
         self._close_session()
         self._boot_began = 0.0
-        self._set(State.FAILED if self._paths.disk.exists() else State.ABSENT)
-        self._note(str(error) if isinstance(error, HostError) else "the start was interrupted")
-
-    def _note(self, message: str) -> None:
-        if message != self._message:
-            self._message = message
-            self._tell()
-
-    def _say(self, step: str, progress: Progress | None) -> None:
-        self._step = step
-        if progress is not None and step:
-            progress(step)
-        self._tell()
-
-    def _move(self, new: State) -> None:
-        self._set(move(self._state, new))
-
-    def _set(self, new: State) -> None:
-        if new is not self._state:
-            logger.info("machine: %s -> %s", self._state.value, new.value)
-            self._state = new
-            self._since = time.time()
-            self._tell()
-
-    def _tell(self) -> None:
-        """Wake everybody who watches."""
-
-        async def notify() -> None:
-            async with self._changed:
-                self._version += 1
-                self._changed.notify_all()
-
-        with contextlib.suppress(RuntimeError):
-            task = asyncio.get_running_loop().create_task(notify())
-            self._notify.add(task)
-            task.add_done_callback(self._notify.discard)
-
-    async def _until(self, reached: Callable[[], bool], deadline: float, progress: Progress) -> None:
-        """Wait for `reached`, passing steps on; returns, reached or not, after `deadline` seconds."""
-        said = self._step
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(deadline):
-                async for _status in self.watch():
-                    if self._step and self._step != said:
-                        said = self._step
-                        progress(said)
-                    if reached():
-                        return
+        self._standing.set(State.FAILED if self._paths.disk.exists() else State.ABSENT)
+        self._standing.note(str(error) if isinstance(error, HostError) else "the start was interrupted")
 
 
 def _resources(chosen: Settings) -> Settings:
