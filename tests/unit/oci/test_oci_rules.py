@@ -186,3 +186,9 @@ def test_limits_that_the_kernel_has_stay() -> None:
     before = host.model_copy(deep=True)
     assert drop_unsupported(host, FACTS) == []
     assert host == before
+
+
+def test_profile_with_both_kinds_of_architectures_is_refused_in_dockerds_words() -> None:
+    both = {"architectures": ["SCMP_ARCH_X32"], "archMap": [{"architecture": "SCMP_ARCH_X86_64"}], "syscalls": []}
+    with pytest.raises(InvalidParameter, match="use either 'architectures' or 'archMap'"):
+        load_profile(json.dumps(both), [])

@@ -178,7 +178,7 @@ def load_profile(text: str, capabilities: Collection[str], machine: Machine | No
         raise InvalidParameter("Decoding seccomp profile failed: the profile must be a JSON object")
     if source.get("architectures") and source.get("archMap"):
         raise InvalidParameter(
-            "both 'architectures' and 'archMap' are specified in the seccomp profile, use either one"
+            "both 'architectures' and 'archMap' are specified in the seccomp profile, use either 'architectures' or 'archMap'"
         )
     profile: dict[str, Any] = {"defaultAction": source.get("defaultAction", ""), "syscalls": []}
     if source.get("defaultErrnoRet") is not None:
