@@ -5,7 +5,7 @@ data disk has not been mounted, no daemon runs, and nobody has asked for the boo
 restore it any number of times; each time it releases it once, with the time and with randomness that no other start has had.
 """
 
-import base64
+import binascii
 import fcntl
 import gc
 import os
@@ -22,9 +22,6 @@ from moorage_guest.agent.rehearsal import rehearse
 from moorage_guest.shim import wire
 from moorage_guest.shim.connection import Refused
 from moorage_guest.shim.loop import READ, Loop
-
-#: Init's word that the guest is held: the program that will mount the data disk. An engine that knows of no hold lets it be.
-MOUNT = "MOORAGE_HELD_MOUNT"
 
 #: Below the exec root: what init knows a held guest by. Made by the boot when the kernel's command line asks for it.
 MARK = "hold"
@@ -94,7 +91,7 @@ class Hold:
     def _release(self, params: dict[str, Any], answer: Answer, fail: Fail) -> None:
         if self._releasing:
             raise Refused("held", "the guest is being released")
-        random = base64.b64decode(str(params["random"]), validate=True)
+        random = binascii.a2b_base64(str(params["random"]), strict_mode=True)
         if len(random) < LEAST_RANDOM:
             raise ValueError(f"random has to be {LEAST_RANDOM} bytes at the least")
         time.clock_settime_ns(time.CLOCK_REALTIME, int(params["ns"]))

@@ -14,7 +14,6 @@ from moorage_guest.agent.containers import Containers
 from moorage_guest.agent.daemon import Daemon
 from moorage_guest.agent.engines import BUILT_IN, Engines
 from moorage_guest.agent.forking import spawn_program
-from moorage_guest.agent.hold import MOUNT, wait_for_release
 from moorage_guest.agent.host import HostServer
 from moorage_guest.agent.logfile import LogFile
 from moorage_guest.agent.methods import Methods
@@ -33,6 +32,9 @@ _LOG_INTERVAL = 10.0
 #: Starts of an engine from the data disk that may fail before the image's own is taken.
 _MAX_ATTEMPTS = 3
 
+#: Init's word that the guest is held: the program that will mount the data disk. An engine that knows of no hold lets it be.
+_HELD_MOUNT = "MOORAGE_HELD_MOUNT"
+
 #: What ends the machine; busybox's poweroff tells init, which unmounts.
 _POWER_OFF = ("/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff")
 
@@ -42,9 +44,12 @@ def supervise(data_root: Path, exec_root: Path, config_file: Path, arguments: Se
 
     In a guest that init holds, the data disk comes only with the release.
     """
-    mount = os.environ.pop(MOUNT, "")
-    if mount and not wait_for_release(exec_root, mount):
-        return 1
+    mount = os.environ.pop(_HELD_MOUNT, "")
+    if mount:
+        from moorage_guest.agent.hold import wait_for_release  # elsewhere it would only take memory
+
+        if not wait_for_release(exec_root, mount):
+            return 1
     folder = data_root / "log"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = LogFile(folder / "agent.log")
