@@ -51,6 +51,22 @@ def test_the_end_of_input_is_not_the_end_of_output(moored: Moored) -> None:
     assert done.stdout == "".join(f"{number}\n" for number in range(1, 100_001))
 
 
+def test_a_client_that_ends_its_half_of_the_connection_is_still_answered(moored: Moored) -> None:
+    for request, answer in (
+        (b"HEAD /_ping HTTP/1.1\r\nHost: d\r\n\r\n", b"HTTP/1.1 200 OK"),
+        (b"GET /v1.99/info HTTP/1.1\r\nHost: d\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
+        (b"GET /info HTTP/1.1\r\nHost: d\r\n\r\n" * 2, b"HTTP/1.1 200 OK"),
+        (b"GET /events HTTP/1.1\r\nHost: d\r\n\r\n", b"HTTP/1.1 200 OK"),  # and let go of in the end
+    ):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(DEADLINE)
+            client.connect(str(moored.socket))
+            client.sendall(request)
+            client.shutdown(socket.SHUT_WR)
+            said = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        assert said.count(answer) == request.count(b"HTTP/1.1"), said
+
+
 def test_the_exit_code_of_what_ends_at_once_is_never_missed(moored: Moored) -> None:
     for code in range(10):
         done = moored.docker_run("run", "--rm", "--network=none", "busybox", "sh", "-c", f"exit {code}")

@@ -5,6 +5,7 @@ Which connections are held by the agent meanwhile, and how a daemon takes them o
 
 import asyncio
 import logging
+import select
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 
 #: Where bytes are read that nobody keeps; one for all connections, since it is emptied at once.
 _SCRATCH = memoryview(bytearray(256 * 1024))
+
+#: Seconds that a request still has when its client has ended its half of the connection; what takes longer is given up.
+LAST_WORDS = 5.0
 
 
 def asks_for_an_upgrade(data: bytes) -> bool:
@@ -31,7 +35,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
     upgrade but websocket; a client that does not wait for the 101 would lose the beginning of its input.
     """
 
-    __slots__ = ("_connection", "_doubt", "_holder", "_malformed", "_room", "kept", "leaving", "raw")
+    __slots__ = ("_connection", "_doubt", "_ending", "_holder", "_malformed", "_room", "kept", "leaving", "raw")
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         self._holder: Holder | None = None
         self._room: memoryview | None = None
         self._doubt: asyncio.TimerHandle | None = None
+        self._ending: asyncio.TimerHandle | None = None
         self._connection: Any = None
 
     def keep(self, kept: Kept, holder: Holder, doubt: float = 0.0) -> None:
@@ -72,6 +77,8 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._leave_room()
         self._stop_doubting()
+        if self._ending is not None:
+            self._ending.cancel()
         kept, self.kept = self.kept, None
         if kept is not None:
             if not self.leaving or kept.answering:
@@ -110,6 +117,15 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         self._stop_doubting()
         self.data_received(data)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's closes at once and says None
+        """The client sends no more. One that still listens (``nc -N``, socat) gets the answer it asked for, if that is quick."""
+        waits = self._waiter is not None and not self._waiter.done()  # `_idle` is true while a request is only taken up
+        if (self._idle() and waits) or self._gone():
+            return False
+        if self._ending is None:
+            self._ending = self._loop.call_later(LAST_WORDS, self.force_close)
+        return True
+
     def data_received(self, data: bytes) -> None:
         if self.raw is not None:
             self.raw += data
@@ -121,6 +137,8 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float
     ) -> tuple[web.StreamResponse, bool]:
         result = await super().finish_response(request, resp, start_time)
+        if self._ending is not None and not self._messages:
+            self.close()  # all that was asked is answered
         # What the client has not taken yet is in this process's memory: then the next request's first byte will tell.
         transport = self.transport
         sent = isinstance(transport, asyncio.Transport) and transport.get_write_buffer_size() == 0
@@ -169,6 +187,16 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         if self._doubt is not None:
             self._doubt.cancel()
             self._doubt = None
+
+    def _gone(self) -> bool:
+        """Whether the client has closed both halves, so that nobody would read an answer."""
+        transport = self.transport
+        connection = None if transport is None else transport.get_extra_info("socket")
+        if connection is None:
+            return True
+        poll = select.poll()
+        poll.register(connection, 0)  # POLLHUP and POLLERR are always told
+        return bool(poll.poll(0))
 
     def _idle(self) -> bool:
         return self._current_request is None and not self._messages
