@@ -31,7 +31,7 @@ BUILDKIT_FLAGS = {"ADD": {"keep-git-dir", "checksum"}}
 BOOLEAN_FLAGS = {"link"}
 
 _TWO = "at least two arguments, but only one was provided. Destination could not be determined"
-_NEEDED = {
+NEEDED = {
     "ADD": _TWO,
     "COPY": _TWO,
     "FROM": "either one or three arguments",
@@ -158,7 +158,7 @@ def _instruction(text: str, line: int, escape: str) -> Instruction:
     if name in FLAGS:
         flags, rest = _flags(name, rest, line)
     if not rest and name not in ("RUN", "CMD", "ENTRYPOINT"):
-        needed = _NEEDED.get(name, "at least one argument")
+        needed = NEEDED.get(name, "at least one argument")
         raise DockerfileError(f"dockerfile parse error on line {line}: {name} requires {needed}")
     if name in ("RUN", "COPY", "ADD") and re.search(r"(?:^|\s)<<-?(['\"]?)[A-Za-z_][A-Za-z0-9_]*\1", rest):
         raise DockerfileError(
