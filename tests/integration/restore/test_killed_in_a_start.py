@@ -79,21 +79,43 @@ def test_a_start_again_whose_daemon_was_killed_has_its_new_address_and_ports(bot
     moored.docker("rm", "-f", "serves")
 
 
+@pytest.mark.parametrize("back", [True, False])
 @pytest.mark.parametrize(("command", "code", "output"), [("echo in; exit 5", 5, "in\n"), ("", 127, "")])
 def test_an_exec_whose_daemon_was_killed_goes_on_with_its_client(
-    both: tuple[Moored, Runtime], command: str, code: int, output: str
+    both: tuple[Moored, Runtime], command: str, code: int, output: str, back: bool
 ) -> None:
+    """Whether the runtime is at its end before or after the next daemon is there."""
     moored, runtime = both
     moored.docker("run", "-d", "--name", "asked", "--network=none", "busybox", "sleep", "1000")
     runtime.hold("exec")
     with moored.docker_popen("exec", "asked", *(("sh", "-c", command) if command else ("/no/such",))) as client:
         assert client.stdout is not None
         runtime.wait_held()
-        _kill_daemon(moored)
-        wait_for("the daemon to answer", moored.answers)
+        if back:
+            _kill_daemon(moored)
+            wait_for("the daemon to answer", moored.answers)
+        else:
+            moored.kill()
         runtime.release()
         assert (client.wait(DEADLINE), client.stdout.read().decode()) == (code, output)
     moored.docker("rm", "-f", "asked")
+
+
+def test_an_exec_in_the_middle_of_its_start_runs_to_the_next_daemon(both: tuple[Moored, Runtime]) -> None:
+    moored, runtime = both
+    container = moored.docker("run", "-d", "--name", "halfway", "--network=none", "busybox", "sleep", "1000")
+    runtime.hold("exec")
+    with moored.docker_popen("exec", "halfway", "sleep", "1000") as client:
+        runtime.wait_held()
+        _kill_daemon(moored)
+        wait_for("the daemon to answer", moored.answers)
+        (session,) = moored.api.get(f"/containers/{container}/json").json["ExecIDs"]
+        found = moored.api.get(f"/exec/{session}/json").json
+        assert (found["Running"], found["ExitCode"], found["CanRemove"]) == (True, None, False)
+        runtime.release()
+        wait_for("its process", lambda: moored.api.get(f"/exec/{session}/json").json["Pid"] > 0)
+        moored.docker("rm", "-f", "halfway")
+        assert client.wait(DEADLINE) == 137
 
 
 def test_an_exec_lost_between_its_client_and_the_shim_has_not_succeeded(both: tuple[Moored, Runtime]) -> None:

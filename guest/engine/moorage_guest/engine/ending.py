@@ -17,6 +17,7 @@ from moorage_guest.engine.shims import (
     ContainerExited,
     Detached,
     ExecExited,
+    ExecStarted,
     ExitRecord,
     ShimError,
     ShimGone,
@@ -39,6 +40,8 @@ async def follow(engine: Containers, container: Container, running: Running) -> 
             case ContainerExited():
                 await ended(engine, container, running, ExitRecord(event.exit_code, event.at_ns, event.oom))
                 return
+            case ExecStarted():
+                execs.begun(engine, event.exec_id, event.pid)
             case ExecExited():
                 execs.ended(engine, container, event.exec_id, event.code, event.at_ns)
             case AttachedChanged():

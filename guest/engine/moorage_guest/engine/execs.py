@@ -258,6 +258,13 @@ def ended(engine: "Containers", container: Container, exec_id: str, code: int, a
     engine.publish(container, "exec_die", time_ns=at_ns, execID=exec_id, exitCode=str(code))
 
 
+def begun(engine: "Containers", exec_id: str, pid: int) -> None:
+    """Note the process of a session whose start an earlier daemon asked for. Quiet for an unknown or ended one."""
+    session = engine.execs.get(exec_id)
+    if session is not None and session.exit_code is None:
+        session.pid = pid
+
+
 async def run_captured(
     engine: "Containers", container: Container, exec_id: str, args: list[str], *, timeout: float, capture: int
 ) -> tuple[int | None, str]:
@@ -338,13 +345,16 @@ def restore(engine: "Containers", container: Container, status: ShimStatus) -> N
         known = status.execs.get(session.id)
         if known is not None:
             session.started = True
-            session.running = known.running
             session.pid = known.pid
-            if not known.running:
+            session.running = (
+                known.exit_code is None
+            )  # with no pid yet the runtime is at it: its end, or its pid, is told
+            if known.exit_code is not None:
                 session.exit_code = known.exit_code
                 session.ended.set()
-                code = 0 if known.exit_code is None else known.exit_code
-                engine.publish(container, "exec_die", time_ns=known.at_ns, execID=session.id, exitCode=str(code))
+                engine.publish(
+                    container, "exec_die", time_ns=known.at_ns, execID=session.id, exitCode=str(known.exit_code)
+                )
         elif session.started:  # its daemon was killed before it had told the shim
             _failed(session, UNKNOWN_EXIT)
         engine.execs[session.id] = session

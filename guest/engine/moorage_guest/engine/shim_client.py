@@ -17,6 +17,7 @@ from moorage_guest.engine.shim_types import (
     Detached,
     ExecExited,
     ExecRequest,
+    ExecStarted,
     ExecStatus,
     ExitRecord,
     OciError,
@@ -280,6 +281,8 @@ class Shim:
         match body.get("event"):
             case "exited":
                 self._events.put_nowait(ContainerExited(int(body["code"]), int(body["at_ns"]), bool(body["oom"])))
+            case "exec_started":
+                self._events.put_nowait(ExecStarted(str(body["exec_id"]), int(body["pid"])))
             case "exec_exited":
                 self._events.put_nowait(ExecExited(str(body["exec_id"]), int(body["code"]), int(body["at_ns"])))
             case "detached":

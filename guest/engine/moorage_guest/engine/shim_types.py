@@ -157,6 +157,14 @@ class ContainerExited:
 
 
 @dataclass(frozen=True)
+class ExecStarted:
+    """An exec session's process began, and who had asked for it was gone."""
+
+    exec_id: str
+    pid: int
+
+
+@dataclass(frozen=True)
 class ExecExited:
     """An exec session's process ended."""
 
@@ -179,4 +187,4 @@ class AttachedChanged:
     count: int
 
 
-ShimEvent = ContainerExited | ExecExited | Detached | AttachedChanged
+ShimEvent = ContainerExited | ExecStarted | ExecExited | Detached | AttachedChanged

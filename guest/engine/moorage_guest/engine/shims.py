@@ -9,6 +9,7 @@ from moorage_guest.engine.shim_types import (
     Detached,
     ExecExited,
     ExecRequest,
+    ExecStarted,
     ExecStatus,
     ExitRecord,
     OciError,
@@ -24,6 +25,6 @@ from moorage_guest.engine.shim_types import (
 
 __all__ = [
     "Agent", "AttachedChanged", "ClientGone", "ContainerExited", "Detached", "ExecExited", "ExecRequest",
-    "ExecStatus", "ExitRecord", "Feed", "LastingStream", "OciError", "Pipes", "Shim", "ShimError", "ShimEvent",
+    "ExecStarted", "ExecStatus", "ExitRecord", "Feed", "LastingStream", "OciError", "Pipes", "Shim", "ShimError", "ShimEvent",
     "ShimGone", "ShimRequest", "ShimStatus", "Started", "StreamPipes",
 ]  # fmt: skip

@@ -89,14 +89,19 @@ class ExecSession:
             kernel.remove(file)
             if failure is None:
                 self._begin(int(kernel.read_small(pid_file)), ours, master)
-            else:
+            kernel.remove(pid_file)
+            done(failure)  # first: a client whose stream has ended asks the daemon for the exit code
+            if failure is not None:
                 for number in ours:
                     os.close(number)
                 self._abandon()
-            kernel.remove(pid_file)
-            done(failure)
 
         self._runtime.start([*arguments, container_id], stdio, finished)
+
+    def fail(self, code: int) -> None:
+        """Note that nothing was started, and the exit code that stands for it."""
+        self.exit_code = code
+        self.ended_ns = time.time_ns()
 
     @property
     def running(self) -> bool:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -152,13 +151,14 @@ class Server:
         def done(failure: RuntimeFailed | None) -> None:
             if failure is None:
                 request.answer({"pid": session.pid, "started_ns": session.started_ns})
-            else:
+                if not request.heard:  # a daemon that came back meanwhile has seen it begin
+                    self._emit({"event": "exec_started", "exec_id": options.exec_id, "pid": session.pid})
+            elif request.heard:
                 self._execs.pop(options.exec_id, None)
                 request.refuse(failure.code, str(failure))
-                if not request.heard:  # a daemon that came back meanwhile believes that it runs
-                    code = 127 if failure.code == "not_found" else 126
-                    self._emit({"event": "exec_exited", "exec_id": options.exec_id, "code": code,
-                                "at_ns": time.time_ns()})  # fmt: skip
+            else:  # kept for the daemon that comes, told to one that came
+                session.fail(127 if failure.code == "not_found" else 126)
+                self._exec_ended(session)
 
         session.start(self._folder, self._container.spec.container_id, done)
 
