@@ -1,13 +1,16 @@
 """Exec sessions in a real container, served by its shim."""
 
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from moorage_guest.engine.shims import Detached, ExecExited, ExecRequest, OciError, Shim, ShimError, Started
 
-from tests.support.shims import Harness, frames, oci_process, private_agent, read_socket
+from tests.support.shims import Harness, frames, oci_process, private_agent, read_socket, until
 
 pytestmark = pytest.mark.root
 
@@ -109,3 +112,94 @@ async def test_output_kept_open_by_a_child_ends_soon_after_the_process(harness: 
     client, _ = await start(shim, "e", "sh", "-c", "sleep 1000 & echo started", multiplexed=False)
     with contextlib.closing(client):
         assert await read_socket(client) == b"started\n"
+
+
+def runtimes_of(shim_pid: int) -> list[int]:
+    """Return the runtimes that a shim has started and that have not ended."""
+    found = []
+    for pid in map(int, Path(f"/proc/{shim_pid}/task/{shim_pid}/children").read_text().split()):
+        with contextlib.suppress(OSError):
+            if b"exec\0--detach" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("tty", [False, True])
+async def test_runtime_that_was_loaded_before_the_start_executes_what_it_is_told_then(
+    harness: Harness, tty: bool
+) -> None:
+    shim, _ = await harness.run("sleep", "1000")
+    shim_pid = (await shim.status()).shim_pid
+    assert await shim.ready_exec("e1", tty=tty, open_stdin=True)
+    (runtime,) = await until("the runtime to be loaded", lambda: runtimes_of(shim_pid))
+    command = "read x; echo got $x; [ -e /proc/self/fd/3 ] && echo leaked; exit 5"
+    client, started = await start(
+        shim, "e1", "sh", "-c", command, tty=tty, open_stdin=True, multiplexed=False, ready=True
+    )
+    assert started.pid != runtime
+    with contextlib.closing(client):
+        client.sendall(b"it\n")
+        assert (await read_socket(client)).replace(b"\r", b"").endswith(b"got it\n")
+    event = await anext(shim.events)
+    assert isinstance(event, ExecExited) and event.code == 5
+    assert not runtimes_of(shim_pid)
+
+
+async def test_command_that_is_missing_is_told_of_by_a_runtime_that_was_loaded_before(harness: Harness) -> None:
+    shim, _ = await harness.run("sleep", "1000")
+    assert await shim.ready_exec("e1", tty=False, open_stdin=False)
+    with pytest.raises(OciError) as caught:
+        await shim.exec(ExecRequest("e1", oci_process("/missing"), ready=True))
+    assert caught.value.kind == "not_found"
+    assert not (await shim.status()).execs
+
+
+async def test_runtime_that_was_loaded_in_vain_ends_and_does_nothing(harness: Harness) -> None:
+    shim, _ = await harness.run("sleep", "1000")
+    shim_pid = (await shim.status()).shim_pid
+    loaded = [await shim.ready_exec(f"e{number}", tty=False, open_stdin=True) for number in range(6)]
+    assert (
+        loaded == [True] * 4 + [False] * 2
+    )  # more at a time are not made ready, and started as if nothing had been asked
+    await until("the runtimes to end", lambda: not runtimes_of(shim_pid))
+    assert not (await shim.status()).execs
+    assert sorted(path.name for path in shim.folder.iterdir() if path.name.startswith(("exec-", "runtime-"))) == []
+    client, _ = await start(shim, "e0", "echo", "late", multiplexed=False, ready=True)
+    with contextlib.closing(client):
+        assert await read_socket(client) == b"late\n"
+
+
+async def test_runtime_that_was_loaded_ends_with_its_shim(harness: Harness) -> None:
+    shim, _ = await harness.run("sleep", "1000")
+    shim_pid = (await shim.status()).shim_pid
+    assert await shim.ready_exec("e1", tty=False, open_stdin=False)
+    (runtime,) = await until("the runtime to be loaded", lambda: runtimes_of(shim_pid))
+    os.kill(shim_pid, signal.SIGKILL)
+    await until("the runtime to end", lambda: not Path(f"/proc/{runtime}").exists())
+
+
+async def test_runtime_that_found_the_container_running_is_not_used_once_it_was_paused(harness: Harness) -> None:
+    shim, _ = await harness.run("sleep", "1000")
+    shim_pid = (await shim.status()).shim_pid
+    assert await shim.ready_exec("e1", tty=False, open_stdin=False)
+    (runtime,) = await until("the runtime to be loaded", lambda: runtimes_of(shim_pid))
+    await shim.pause()
+    await until("the runtime to end", lambda: runtime not in runtimes_of(shim_pid))
+    with pytest.raises(OciError):
+        await shim.exec(ExecRequest("e1", oci_process("true"), ready=True))
+    await shim.resume()
+    client, _ = await start(shim, "e2", "echo", "on", multiplexed=False, ready=True)
+    with contextlib.closing(client):
+        assert await read_socket(client) == b"on\n"
+
+
+async def test_long_environment_reaches_an_exec_whose_runtime_was_loaded_before(harness: Harness) -> None:
+    shim, _ = await harness.run("sleep", "1000")
+    assert await shim.ready_exec("e1", tty=False, open_stdin=False)
+    process = oci_process("sh", "-c", "echo ${#LONG}")
+    process["env"].append("LONG=" + "x" * 100_000)
+    ours, theirs = socket.socketpair()
+    with contextlib.closing(ours):
+        with theirs:
+            await shim.exec(ExecRequest("e1", process, client=theirs.fileno(), multiplexed=False, ready=True))
+        assert await read_socket(ours) == b"100000\n"

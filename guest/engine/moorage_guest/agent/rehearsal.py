@@ -98,7 +98,8 @@ class _Life:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             options = {"exec_id": self._name, "tty": False, "open_stdin": False, "capture": 0}
-            self._ask(sock, "exec", [theirs.fileno()], **_CLIENT, **options)
+            self._ask(sock, "ready_exec", **options)
+            self._ask(sock, "exec", [theirs.fileno()], **_CLIENT, **options, process="{}")
 
     @contextlib.contextmanager
     def _start(self, pid_file: str) -> Iterator[None]:

@@ -23,6 +23,7 @@ from moorage_guest.engine.unmanaged import check_managed
 from moorage_guest.errors import Conflict, EngineError, NotFound, SystemError_
 from moorage_guest.oci import cgroups
 from moorage_guest.oci.spec import ExecSpecRequest, build_exec_process
+from moorage_guest.shim import kernel
 
 if TYPE_CHECKING:
     from moorage_guest.engine.containers import Containers
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 #: The exit code of a session whose start was lost with its daemon.
 UNKNOWN_EXIT = 255
+
+#: How the record of a session begins that has not been started.
+_NOT_STARTED = b'{"started": 0'
 
 #: dockerd's words around the runtime's; the client reads the reason out of it.
 FAILED = "OCI runtime exec failed: {}: unknown"
@@ -66,12 +70,15 @@ class Exec:
     exit_code: int | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     internal: bool = False
+    #: The shim is asked to have the runtime loaded for the start; whether it has.
+    loading: "asyncio.Task[None] | None" = None
+    loaded: bool = False
 
     def to_record(self) -> dict[str, Any]:
-        """Return what a later daemon needs."""
+        """Return what a later daemon needs; its first word is changed in place when the session starts."""
         return {
-            "version": 1, "id": self.id, "container_id": self.container_id, "config": vars(self.config),
-            "started": self.started,
+            "started": int(self.started), "version": 1, "id": self.id, "container_id": self.container_id,
+            "config": vars(self.config),
         }  # fmt: skip
 
     @classmethod
@@ -82,7 +89,7 @@ class Exec:
             config[name] = tuple(config[name])
         if config["console_size"] is not None:
             config["console_size"] = tuple(config["console_size"])
-        return cls(record["id"], record["container_id"], ExecConfig(**config), started=record.get("started", False))
+        return cls(record["id"], record["container_id"], ExecConfig(**config), started=bool(record.get("started")))
 
     def to_api(self) -> dict[str, Any]:
         """Return the answer of GET /exec/{id}/json."""
@@ -154,8 +161,26 @@ def create(engine: "Containers", container: Container, config: ExecConfig, refer
     container.exec_ids.append(session.id)
     # The start is about to come.
     engine.task(asyncio.to_thread(cgroups.ready_moves), f"make ready for exec {session.id[:12]}")
+    session.loading = engine.task(
+        _load_runtime(engine, container, session), f"load the runtime for exec {session.id[:12]}"
+    )
     engine.publish(container, f"exec_create: {shown(config.args)}", execID=session.id)
     return session
+
+
+async def _load_runtime(engine: "Containers", container: Container, session: Exec) -> None:
+    """Have the runtime loaded while the client reads our answer and asks for the start: a third of what it takes."""
+    with contextlib.suppress(ShimGone):  # the start will say so
+        shim = await engine.shim_of(container)
+        session.loaded = await shim.ready_exec(
+            session.id, tty=session.config.tty, open_stdin=session.config.attach_stdin
+        )
+
+
+async def _is_loaded(session: Exec) -> bool:
+    if session.loading is not None and not session.loading.done():
+        await asyncio.wait([session.loading])
+    return session.loaded
 
 
 def check_startable(engine: "Containers", session: Exec) -> Container:
@@ -175,7 +200,7 @@ def begin(engine: "Containers", session: Exec) -> None:
     """Note that a session is about to be started: a client that has been told so must never read an exit code of none."""
     session.started = True
     if not session.internal:
-        _keep(engine, session)
+        _mark_started(engine, session)
 
 
 async def start(
@@ -214,6 +239,7 @@ async def start(
                 exec_id=session.id, process=process, tty=config.tty, open_stdin=config.attach_stdin, client=client,
                 prefix=prefix, stdout=config.attach_stdout, stderr=config.attach_stderr, multiplexed=not config.tty if multiplexed is None else multiplexed,
                 detach_keys=detach_keys if config.tty else b"", capture=capture,
+                ready=await _is_loaded(session),
             )
         )  # fmt: skip
     except OciError as error:
@@ -306,13 +332,26 @@ def folder(engine: "Containers", container_id: str) -> Path:
 
 def _keep(engine: "Containers", session: Exec) -> None:
     place = folder(engine, session.container_id)
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = place / f"{session.id}.json"
-    temporary = path.with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(session.to_record(), file)
-    temporary.rename(path)
+    content = json.dumps(session.to_record()).encode()
+    try:
+        kernel.replace_small(str(path), content)
+    except FileNotFoundError:  # the container's first
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kernel.replace_small(str(path), content)
+
+
+def _mark_started(engine: "Containers", session: Exec) -> None:
+    """Note in a session's record that it has been started: one byte, which is there or not whenever the daemon is killed."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(folder(engine, session.container_id) / f"{session.id}.json", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.pread(descriptor, len(_NOT_STARTED), 0) == _NOT_STARTED:
+                os.pwrite(descriptor, b"1", len(_NOT_STARTED) - 1)
+                return
+        finally:
+            os.close(descriptor)
+    _keep(engine, session)  # a daemon of an earlier version has written it
 
 
 def drop_all(engine: "Containers", container: Container) -> None:

@@ -35,6 +35,9 @@ from moorage_guest.shim import wire
 #: Seconds that the runtime may take to start a process.
 RUN_DEADLINE = 120.0
 
+#: Characters of an exec's description that go with the request at most; a pipe must take them at once.
+_MAX_PROCESS = 48 * 1024
+
 _FEED = struct.Struct("<BQ")
 
 
@@ -179,17 +182,32 @@ class Shim:
         params = {"offsets": {str(key): value for key, value in offsets.items()}}
         await self._ask("finish_output", params, fds=[] if spill is None else [spill])
 
+    async def ready_exec(self, exec_id: str, *, tty: bool, open_stdin: bool) -> bool:
+        """Have the runtime loaded for an exec that is about to come; after some seconds without, that is undone.
+
+        False when it is not: the shim is an older one, busy, or has another runtime.
+        """
+        try:
+            await self._ask("ready_exec", {"exec_id": exec_id, "tty": tty, "open_stdin": open_stdin})
+        except ShimError:
+            return False
+        return True
+
     async def exec(self, request: ExecRequest) -> Started:
         """Start a process in the container. Raises OciError with what the runtime said; the client's connection is then left to the caller."""
-        file = self.folder / f"exec-{request.exec_id}.json"
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump(dict(request.process), stream)
-        params = {
+        process = json.dumps(dict(request.process))
+        params: dict[str, Any] = {
             "exec_id": request.exec_id, "tty": request.tty, "open_stdin": request.open_stdin,
             "stdout": request.stdout, "stderr": request.stderr, "multiplexed": request.multiplexed,
             "detach_keys": request.detach_keys.hex(), "capture": request.capture,
         }  # fmt: skip
+        if request.ready and len(process) <= _MAX_PROCESS:
+            params["process"] = process
+        else:
+            file = self.folder / f"exec-{request.exec_id}.json"
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(process)
         fds = [] if request.client is None else [request.client]
         reply = await self._ask("exec", params, blob=request.prefix, fds=fds, deadline=RUN_DEADLINE)
         return Started(int(reply.body["result"]["pid"]), int(reply.body["result"]["started_ns"]))

@@ -130,6 +130,7 @@ class Pipes:
 class ExecRequest:
     """A process to start in a running container. `process` is the OCI process object.
 
+    `ready`: `Shim.ready_exec` has been told of it before.
     `client` is the descriptor of the client's socket (duplicated; the caller still closes its own) or None: then output is
     thrown away, but for the first `capture` bytes, which `Shim.exec_output` returns.
     """
@@ -145,6 +146,7 @@ class ExecRequest:
     multiplexed: bool = True
     detach_keys: bytes = b""
     capture: int = 0
+    ready: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moorage_guest.shim import kernel
+from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
 from moorage_guest.shim.loop import Loop
 from moorage_guest.shim.runtime import Runtime, RuntimeFailed
@@ -25,24 +25,102 @@ class ExecOptions(NamedTuple):
     capture: int
 
 
+class Launch:
+    """One call of the runtime for a session: the streams it was given, and our ends of them.
+
+    The process is described in exec-ID.json, which is removed here; with `ahead` by `describe`, for which the runtime waits when it
+    has been loaded and has looked at the container. `on_end` is called once, when the runtime has ended.
+    """
+
+    def __init__(self, runtime: Runtime, folder: str, container_id: str, options: ExecOptions, stdin: bool, ahead: bool) -> None:  # fmt: skip
+        name = options.exec_id
+        self._file = "" if ahead else f"{folder}/exec-{name}.json"
+        self._pid_file = f"{folder}/exec-{name}.pid"
+        self._description = -1
+        self.on_end: Callable[[RuntimeFailed | None], None] = lambda _failure: self.close()
+        self.ended = False
+        self.input = -1
+        self.outputs: list[int] = []
+        self.terminal: int | None = None
+        process, inherited = self._file, -1
+        if ahead:
+            inherited, self._description = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._description, False)
+            process = f"/proc/self/fd/{inherited}"
+        arguments = ["exec", "--detach", f"--process={process}", f"--pid-file={self._pid_file}"]
+        self._console = Console(Path(folder), f"e{name[:12]}") if options.tty else None
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._theirs = [null]
+        if self._console is not None:
+            arguments.append(f"--console-socket={self._console.path}")
+            stdio = (null, null, null)
+        else:
+            out_read, out_write = os.pipe2(os.O_CLOEXEC)
+            err_read, err_write = os.pipe2(os.O_CLOEXEC)
+            self.outputs = [out_read, err_read]
+            self._theirs += [out_write, err_write]
+            source = null
+            if stdin:
+                source, self.input = os.pipe2(os.O_CLOEXEC)
+                self._theirs.append(source)
+            stdio = (source, out_write, err_write)
+        runtime.start([*arguments, container_id], stdio, self._runtime_ended, inherited)
+        if ahead:
+            os.close(inherited)
+
+    def describe(self, process: bytes) -> bool:
+        """Let a runtime that was started ahead go on. False: it takes no description, and executes nothing."""
+        if self._description < 0:
+            return False
+        try:
+            return os.write(self._description, process) == len(process)
+        except OSError:  # it has ended, or there is too much for a pipe
+            return False
+        finally:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """A runtime that still waits for its description finds none, and ends. Idempotent."""
+        if self._description >= 0:
+            os.close(self._description)
+            self._description = -1
+
+    def pid(self) -> int:
+        """Return the pid of what was started; once, after a success."""
+        pid = int(kernel.read_small(self._pid_file))
+        kernel.remove(self._pid_file)
+        return pid
+
+    def close(self) -> None:
+        """Close our ends; they are nobody's yet."""
+        wire.close_all([*self.outputs, *(fd for fd in (self.input, self.terminal) if fd is not None and fd >= 0)])
+
+    def _runtime_ended(self, failure: RuntimeFailed | None) -> None:
+        self.ended = True
+        self.give_up()
+        for number in self._theirs:
+            os.close(number)
+        if self._console is not None:
+            self.terminal = self._console.take()
+            self._console.close()
+        if self._file:
+            kernel.remove(self._file)
+        self.on_end(failure)
+
+
 class ExecSession:
     """From the start of the process until both it and its output have ended."""
 
     def __init__(
-        self,
-        loop: Loop,
-        runtime: Runtime,
-        options: ExecOptions,
-        client: Client | None,
-        prefix: bytes,
-        on_exit: Callable[["ExecSession"], None],
+        self, loop: Loop, runtime: Runtime, options: ExecOptions, on_exit: Callable[["ExecSession"], None]
     ) -> None:
         self._loop = loop
         self._runtime = runtime
         self.options = options
-        self._client = client
-        self._prefix = prefix
         self._on_exit = on_exit
+        self._client: Client | None = None
+        self._prefix = b""
+        self._launch: Launch | None = None
         self.pid = 0
         self.started_ns = 0
         self.exit_code: int | None = None
@@ -54,49 +132,61 @@ class ExecSession:
         self._size = (0, 0)
         self.on_detach: Callable[[], None] | None = None
 
-    def start(self, folder: str, container_id: str, done: Callable[[RuntimeFailed | None], None]) -> None:
-        """Start the process; its description is exec-ID.json in the shim's folder, removed here."""
-        name = self.options.exec_id
-        file = f"{folder}/exec-{name}.json"
-        pid_file = f"{folder}/exec-{name}.pid"
-        arguments = ["exec", "--detach", f"--process={file}", f"--pid-file={pid_file}"]
-        console = Console(Path(folder), f"e{name[:12]}") if self.options.tty else None
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        ours: list[int] = []
-        theirs = [null]
-        if console is not None:
-            arguments.append(f"--console-socket={console.path}")
-            stdio = (null, null, null)
+    def make_ready(self, folder: str, container_id: str, dropped: Callable[[], None]) -> None:
+        """Start the runtime ahead of `start`, which is about to come. `dropped` is called when it has ended before that."""
+        launch = Launch(self._runtime, folder, container_id, self.options, self.options.open_stdin, ahead=True)
+
+        def ended(_failure: RuntimeFailed | None) -> None:
+            launch.close()
+            dropped()
+
+        launch.on_end = ended
+        self._launch = launch
+
+    def give_up(self) -> None:
+        """The start has not come: end what `make_ready` has begun. Changes nothing after `start`."""
+        if self._launch is not None:
+            self._launch.give_up()
+
+    def start(
+        self, folder: str, container_id: str, client: Client | None, prefix: bytes, process: bytes,
+        done: Callable[[RuntimeFailed | None], None],
+    ) -> None:  # fmt: skip
+        """Start the process for a client. An empty `process` means that its description is in exec-ID.json already."""
+        self._client = client
+        self._prefix = prefix
+
+        def begin(launch: Launch) -> None:
+            def finished(failure: RuntimeFailed | None) -> None:
+                if failure is None:
+                    self._begin(launch)
+                done(failure)  # first: a client whose stream has ended asks the daemon for the exit code
+                if failure is not None:
+                    launch.close()
+                    self._abandon()
+
+            self._launch = launch
+            launch.on_end = finished
+
+        def anew() -> None:
+            if process:
+                kernel.replace_small(f"{folder}/exec-{self.options.exec_id}.json", process)
+            stdin = self.options.open_stdin and client is not None
+            begin(Launch(self._runtime, folder, container_id, self.options, stdin, ahead=False))
+
+        ahead = self._launch
+        if ahead is None or ahead.ended:
+            anew()
+        elif process and ahead.describe(process):
+            begin(ahead)
         else:
-            out_read, out_write = os.pipe2(os.O_CLOEXEC)
-            err_read, err_write = os.pipe2(os.O_CLOEXEC)
-            ours += [out_read, err_read]
-            theirs += [out_write, err_write]
-            stdin = null
-            if self.options.open_stdin and self._client is not None:
-                stdin, in_write = os.pipe2(os.O_CLOEXEC)
-                theirs.append(stdin)
-                self._input = Input(self._loop, in_write)
-            stdio = (stdin, out_write, err_write)
 
-        def finished(failure: RuntimeFailed | None) -> None:
-            for number in theirs:
-                os.close(number)
-            master = None
-            if console is not None:
-                master = console.take()
-                console.close()
-            kernel.remove(file)
-            if failure is None:
-                self._begin(int(kernel.read_small(pid_file)), ours, master)
-            kernel.remove(pid_file)
-            done(failure)  # first: a client whose stream has ended asks the daemon for the exit code
-            if failure is not None:
-                for number in ours:
-                    os.close(number)
-                self._abandon()
+            def ended(_failure: RuntimeFailed | None) -> None:
+                ahead.close()
+                anew()
 
-        self._runtime.start([*arguments, container_id], stdio, finished)
+            ahead.give_up()
+            ahead.on_end = ended
 
     def fail(self, code: int) -> None:
         """Note that nothing was started, and the exit code that stands for it."""
@@ -132,17 +222,21 @@ class ExecSession:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def _begin(self, pid: int, outputs: list[int], master: int | None) -> None:
-        self.pid = pid
+    def _begin(self, launch: Launch) -> None:
+        self.pid = launch.pid()
         self.started_ns = time.time_ns()
-        if master is not None:
-            self._terminal = master
+        self._launch = None
+        if launch.input >= 0:
+            self._input = Input(self._loop, launch.input)
+        if launch.terminal is not None:
+            self._terminal = launch.terminal
             if self._size != (0, 0):
-                kernel.set_terminal_size(master, *self._size)
+                kernel.set_terminal_size(launch.terminal, *self._size)
             if self.options.open_stdin and self._client is not None:
-                self._input = Input(self._loop, os.dup(master))
-            self._readers = [Reader(self._loop, master, lambda data: self._output(STDOUT, data), self._end)]
+                self._input = Input(self._loop, os.dup(launch.terminal))
+            self._readers = [Reader(self._loop, launch.terminal, lambda data: self._output(STDOUT, data), self._end)]
         else:
+            outputs = launch.outputs
             self._readers = [
                 Reader(self._loop, outputs[0], lambda data: self._output(STDOUT, data), self._end),
                 Reader(self._loop, outputs[1], lambda data: self._output(STDERR, data), self._end),
@@ -157,7 +251,7 @@ class ExecSession:
                 self._client.feed_input(self._input, self._prefix)
         else:
             self._left()
-        self._loop.on_child(pid, self._exited)
+        self._loop.on_child(self.pid, self._exited)
 
     def _output(self, stream: int, data: bytes) -> None:
         room = self.options.capture - len(self.captured)
@@ -213,7 +307,6 @@ class ExecSession:
         self._end()
 
     def _abandon(self) -> None:
-        if self._input is not None:
-            self._input.abandon()
+        self._launch = None
         if self._client is not None:
             self._client.release()

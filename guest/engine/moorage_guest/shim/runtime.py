@@ -57,19 +57,23 @@ class Runtime:
         self._number = 0
 
     def start(
-        self, arguments: Sequence[str], stdio: tuple[int, int, int], done: Callable[[RuntimeFailed | None], None]
-    ) -> int:
-        """Start `runtime ARGUMENTS` with these three descriptors and return its pid; `done` is called when it ended."""
+        self, arguments: Sequence[str], stdio: tuple[int, int, int], done: Callable[[RuntimeFailed | None], None],
+        inherited: int = -1,
+    ) -> int:  # fmt: skip
+        """Start `runtime ARGUMENTS` with these three descriptors and return its pid; `done` is called when it ended.
+
+        `inherited` is one more descriptor that it has, under the same number; what it executes closes it.
+        """
         self._number += 1
         log = f"{self._folder}/runtime-{self._number}.log"
         argv = [*self._program, f"--log={log}", "--log-format=json", f"--root={self._root}", *arguments]
         pid = os.fork()
         if pid == 0:
-            self._child(argv, stdio, log)
+            self._child(argv, stdio, inherited, log)
         self._loop.on_child(pid, lambda code: self._ended(code, argv, log, done))
         return pid
 
-    def _child(self, argv: list[str], stdio: tuple[int, int, int], log: str) -> NoReturn:
+    def _child(self, argv: list[str], stdio: tuple[int, int, int], inherited: int, log: str) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
             for number in RESET_SIGNALS:
@@ -79,6 +83,8 @@ class Runtime:
                 kernel.hide_unified_cgroup()
             for target, source in enumerate([os.dup(number) if number < 3 else number for number in stdio]):
                 os.dup2(source, target)
+            if inherited >= 0:
+                os.set_inheritable(inherited, True)
             _execute(argv, _environment())
         except BaseException as error:
             with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as stream:

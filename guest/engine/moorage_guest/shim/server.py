@@ -16,6 +16,13 @@ from moorage_guest.shim.execs import ExecOptions, ExecSession
 from moorage_guest.shim.loop import READ, Loop
 from moorage_guest.shim.runtime import DEFAULT_RUNTIME, Runtime, RuntimeFailed
 
+#: Execs that are made ready at a time, and seconds that one waits for its start: dockerd's clients take milliseconds.
+_READY_EXECS = 4
+_READY_SECONDS = 5.0
+
+#: Runtimes that are known to read last what they are to execute. `true` plays one in the agent's rehearsal.
+_LOADED_AHEAD = (DEFAULT_RUNTIME, "true")
+
 #: Finished execs whose result is kept for a daemon that comes back.
 _KEPT_EXECS = 128
 
@@ -29,6 +36,8 @@ class Server:
         self._folder = folder
         self._connections: list[Connection] = []
         self._execs: dict[str, ExecSession] = {}
+        #: Those whose start is about to come.
+        self._ready_execs: dict[str, ExecSession] = {}
         #: Clients whose daemon has yet to say where their output begins, by number.
         self._held: dict[int, tuple[Connection, Attachment]] = {}
         self._holds = 0
@@ -135,6 +144,27 @@ class Server:
         self._container.attachments.finish(lengths, request.take_fd() if request.fds else None)
         request.answer({})
 
+    def _do_ready_exec(self, request: Request) -> None:
+        """Start the runtime for an exec ahead of `exec`, which may bring the process along then; in vain, it ends by itself."""
+        params = request.params
+        self._must_run()
+        name = str(params["exec_id"])
+        if self._container.spec.runtime not in _LOADED_AHEAD:
+            raise Refused("runtime", f"nobody knows whether {self._container.spec.runtime} waits for its orders")
+        if len(self._ready_execs) >= _READY_EXECS or name in self._execs or name in self._ready_execs:
+            raise Refused("busy", f"exec {name} is not made ready")
+        options = ExecOptions(name, bool(params["tty"]), bool(params["open_stdin"]), 0)
+        session = ExecSession(self._loop, self._runtime, options, self._exec_ended)
+
+        def dropped() -> None:
+            if self._ready_execs.get(name) is session:
+                del self._ready_execs[name]
+
+        session.make_ready(self._folder, self._container.spec.container_id, dropped)
+        self._ready_execs[name] = session
+        self._loop.later(_READY_SECONDS, session.give_up)
+        request.answer({})
+
     def _do_exec(self, request: Request) -> None:
         params = request.params
         options = ExecOptions(
@@ -144,7 +174,10 @@ class Server:
         if options.exec_id in self._execs:
             raise Refused("conflict", f"exec {options.exec_id} was started before")
         client = self._client(request.take_fd(), params) if request.fds else None
-        session = ExecSession(self._loop, self._runtime, options, client, request.blob, self._exec_ended)
+        session = self._ready_execs.pop(options.exec_id, None)
+        if session is None:
+            session = ExecSession(self._loop, self._runtime, options, self._exec_ended)
+        session.options = options
         session.on_detach = lambda: self._emit({"event": "detached", "exec_id": options.exec_id})
         self._execs[options.exec_id] = session
 
@@ -160,7 +193,8 @@ class Server:
                 session.fail(127 if failure.code == "not_found" else 126)
                 self._exec_ended(session)
 
-        session.start(self._folder, self._container.spec.container_id, done)
+        process = str(params.get("process", "")).encode()
+        session.start(self._folder, self._container.spec.container_id, client, request.blob, process, done)
 
     def _do_exec_output(self, request: Request) -> None:
         request.answer({}, blob=bytes(self._session(request).captured[: wire.MAX_BLOB]))
@@ -198,6 +232,8 @@ class Server:
 
     def _do_pause(self, request: Request) -> None:
         self._must_run()
+        for session in self._ready_execs.values():
+            session.give_up()  # it has found the container running
         self._call(request, ["pause", self._container.spec.container_id])
 
     def _do_resume(self, request: Request) -> None:
