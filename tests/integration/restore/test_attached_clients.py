@@ -1,10 +1,14 @@
 """Attached clients get everything that a container prints, however slowly they read and whoever dies meanwhile."""
 
 import contextlib
+import fcntl
 import json
 import os
+import select
 import socket
 import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +34,14 @@ def moored() -> Iterator[Moored]:
 @contextlib.contextmanager
 def _attached(path: Path, name: str) -> Iterator[socket.socket]:
     """A raw client attached to stdout, its answer's head read."""
+    with _asking(path, name) as client:
+        _expect_attached(client)
+        yield client
+
+
+@contextlib.contextmanager
+def _asking(path: Path, name: str) -> Iterator[socket.socket]:
+    """A raw client that has asked to be attached."""
     client = socket.socket(socket.AF_UNIX)
     with client:
         client.settimeout(DEADLINE)
@@ -38,11 +50,28 @@ def _attached(path: Path, name: str) -> Iterator[socket.socket]:
             f"POST /containers/{name}/attach?stream=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: x\r\n"
             "Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n".encode()
         )
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += client.recv(1)
-        assert b" 101 " in head
         yield client
+
+
+def _expect_attached(client: socket.socket) -> None:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = client.recv(1)
+        assert byte, f"the connection was closed after {head!r}"
+        head += byte
+    assert b" 101 " in head
+
+
+@contextlib.contextmanager
+def _shim_stopped(moored: Moored, name: str) -> Iterator[None]:
+    """The container's shim does nothing meanwhile, as on a machine that is busy with others."""
+    container = moored.docker("inspect", "-f", "{{.Id}}", name).strip()
+    shim = json.loads((moored.exec_root / "shim" / container / "shim.json").read_text())["shim_pid"]
+    moored.sandbox.run("kill", "-STOP", str(shim))
+    try:
+        yield
+    finally:
+        moored.sandbox.run("kill", "-CONT", str(shim))
 
 
 def _receive(client: socket.socket) -> bytes:
@@ -97,6 +126,47 @@ def test_a_client_that_does_not_read_misses_nothing_when_the_daemon_is_killed(mo
         assert _is_whole(_receive(client))
     assert moored.docker("wait", name) == "3"
     moored.docker("rm", name)
+
+
+def test_a_client_that_is_told_of_being_attached_gets_all_from_there_on(
+    moored: Moored,
+) -> None:
+    moored.docker("run", "-d", "--network=none", "--name", "told", "busybox", "sh", "-c", WRITER)
+    pid = _state(moored, "told")["Pid"]
+    with contextlib.ExitStack() as stack:
+        with _shim_stopped(moored, "told"):
+            client = stack.enter_context(_asking(moored.socket, "told"))
+            if select.select([client], [], [], 2)[0]:  # a daemon that answers before the shim has the client
+                moored.sandbox.run("touch", f"/proc/{pid}/root/go")
+                wait_for("the output", lambda: len(moored.docker("logs", "told")) > 100_000)
+        _expect_attached(client)
+        if _state(moored, "told")["Running"]:
+            moored.sandbox.run("touch", f"/proc/{pid}/root/go")
+        assert _is_whole(_receive(client))
+    assert moored.docker("wait", "told") == "3"
+    moored.docker("rm", "told")
+
+
+def test_a_client_whose_daemon_is_killed_before_it_was_attached_is_attached_by_the_next() -> None:
+    with running_moored(supervised=True) as moored:
+        moored.docker("load", "-i", str(busybox_archive()))
+        moored.docker("run", "-d", "--network=none", "--name", "asks", "busybox", "sh", "-c", WRITER)
+        container = _state(moored, "asks")
+        with contextlib.ExitStack() as stack:
+            with _shim_stopped(moored, "asks"):
+                client = stack.enter_context(_asking(moored.socket, "asks"))
+                before = moored.daemon_pid()
+                wait_for("the request to be read", lambda: not int.from_bytes(_unread(client), sys.byteorder))
+                moored.kill()
+                wait_for("another daemon", lambda: moored.pid_file.exists() and moored.daemon_pid() != before)
+            _expect_attached(client)
+            moored.sandbox.run("touch", f"/proc/{container['Pid']}/root/go")
+            assert _is_whole(_receive(client))
+
+
+def _unread(client: socket.socket) -> bytes:
+    """How much of what the client sent nobody has read, as four bytes."""
+    return fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))
 
 
 def test_clients_that_come_while_a_container_prints_all_get_its_output(moored: Moored) -> None:

@@ -198,7 +198,7 @@ async def test_client_that_is_held_misses_nothing_that_is_fed_before_its_beginni
     feed = await shim.feed()
     ours, theirs = socket.socketpair()
     with theirs:
-        held = await shim.attach(theirs, multiplexed=False, hold=True)
+        held = (await shim.attach(theirs, multiplexed=False, hold=True)).held
     assert held is not None
     with contextlib.closing(ours) as client, contextlib.closing(await attach(shim, multiplexed=False)) as other:
         assert feed.send(1, 0, b"earlier ")
@@ -218,7 +218,7 @@ async def test_client_that_is_held_gets_output_when_its_daemon_dies(harness: Har
     dying = await Shim.connect(harness.exec_root, shim.container_id)
     ours, theirs = socket.socketpair()
     with theirs:
-        assert await dying.attach(theirs, multiplexed=False, hold=True) is not None
+        assert (await dying.attach(theirs, multiplexed=False, hold=True)).held is not None
     with contextlib.closing(ours) as client:
         assert feed.send(1, 0, b"goes on")
         dying.close()
@@ -227,12 +227,51 @@ async def test_client_that_is_held_gets_output_when_its_daemon_dies(harness: Har
     feed.close()
 
 
+async def test_a_held_client_is_answered_before_its_output_and_when_its_beginning_is_known(harness: Harness) -> None:
+    shim = await harness.shim()
+    feed = await shim.feed()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        given = await shim.attach(theirs, multiplexed=False, hold=True, head=b"HEAD\r\n\r\n")
+    assert given.held is not None
+    assert given.greets
+    with contextlib.closing(ours) as client:
+        assert feed.send(1, 0, b"output")
+        await shim.status()
+        assert fcntl.ioctl(client, termios.FIONREAD, bytes(4)) == bytes(4)
+        await shim.attach_from(given.held, {1: 0, 2: 0})
+        await shim.finish_output({1: 6, 2: 0})
+        assert await read_socket(client) == b"HEAD\r\n\r\noutput"
+    feed.close()
+
+
+async def test_a_held_client_without_an_answer_is_left_as_it_is_when_its_daemon_dies(harness: Harness) -> None:
+    shim = await harness.shim()
+    dying = await Shim.connect(harness.exec_root, shim.container_id)
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.closing(ours) as client:
+        assert (await dying.attach(theirs, multiplexed=False, hold=True, head=b"HEAD\r\n\r\n")).held is not None
+        assert (await shim.status()).attached == 1
+        dying.close()
+        await until("it to be left", lambda: _nobody_attached(shim))
+        client.sendall(b"more")
+        theirs.setblocking(False)
+        assert theirs.recv(100) == b"more"
+        assert (await shim.attach(theirs, multiplexed=False, head=b"HEAD\r\n\r\n")).greets
+        client.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(client, 100) == b"HEAD\r\n\r\n"
+
+
+async def _nobody_attached(shim: Shim) -> bool:
+    return (await shim.status()).attached == 0
+
+
 async def test_input_of_a_held_client_is_read_once_its_beginning_is_known(harness: Harness) -> None:
     shim, _ = await harness.run("cat", open_stdin=True)
     pipes = await shim.pipes()
     ours, theirs = socket.socketpair()
     with theirs:
-        held = await shim.attach(theirs, stdin=True, multiplexed=False, hold=True, prefix=b"early ")
+        held = (await shim.attach(theirs, stdin=True, multiplexed=False, hold=True, prefix=b"early ")).held
     assert held is not None
     with contextlib.closing(ours) as client:
         client.sendall(b"and later\n")

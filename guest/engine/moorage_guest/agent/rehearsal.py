@@ -89,7 +89,8 @@ class _Life:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                answer = self._ask(sock, "attach", [theirs.fileno()], **_CLIENT, stdin=False, start={}, hold=True)
+                held = {"stdin": False, "start": {}, "hold": True, "head": "answer"}
+                answer = self._ask(sock, "attach", [theirs.fileno()], **_CLIENT, **held)
             self._ask(sock, "attach_from", held=answer["result"]["held"], start={"1": 0, "2": 0})
             feed.send(FEED.pack(1, 0) + b"output\n")
             self._ask(sock, "finish_output", offsets={"1": 7, "2": 0})

@@ -12,10 +12,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from moorage_guest import web
-from moorage_guest.api.server import ApiRequest, Route, hijack, json_response, query_bool, stream_response
+from moorage_guest.api.server import (
+    ApiRequest,
+    Route,
+    borrow,
+    hijack,
+    json_response,
+    part,
+    query_bool,
+    stream_response,
+    upgrade_head,
+)
 from moorage_guest.api.times import parse_time_ns
 from moorage_guest.engine import attach, logview, stats
-from moorage_guest.engine.attach import AttachRequest
+from moorage_guest.engine.attach import AttachRequest, Handover
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.shims import ClientGone, LastingStream, ShimError
@@ -252,22 +262,26 @@ class Streams:
             return web.Response(status=error.status, body=f"{error}\r\n".encode(), headers={"Content-Type": RAW})
         kind = MULTIPLEXED if wanted.multiplexed and request.api_version >= (1, 42) else RAW
         try:
-            connection = await hijack(request, kind)
+            if logs or running is None:
+                connection = await hijack(request, kind)
+            else:
+                connection = borrow(request)
         except ConnectionError as error:
             raise Unavailable("the client has closed its connection") from error
         client = connection.socket
         try:
+            handover = None if logs else Handover(upgrade_head(request, kind), lambda: part(request))
             if logs:
                 await self._send_history(client, container, wanted)
             if running is None:
                 client.close()
                 return connection.response
             self._engine.publish(container, "attach")
-            await attach.attach(self._engine, container, running, client, connection.prefix, wanted)
+            await attach.attach(self._engine, container, running, client, connection.prefix, wanted, handover)
         except (EngineError, ConnectionError) as error:
             log.info("a client could not be attached to container %s: %s", container.id, error)
-            with contextlib.suppress(OSError):
-                client.close()
+            part(request)
+            client.close()
         return connection.response
 
     def _attach_request(self, request: ApiRequest) -> tuple[Container, AttachRequest]:

@@ -506,10 +506,10 @@ class _Detached(web.StreamResponse):
         return None
 
 
-def detach(request: ApiRequest) -> Hijacked:
-    """Take the connection away from HTTP without writing anything to it.
+def borrow(request: ApiRequest) -> Hijacked:
+    """Take what the client sends away from HTTP without writing anything; the connection is still held for the next daemon.
 
-    The caller owns the returned socket (non-blocking).
+    The caller owns the returned socket (non-blocking), and calls `part` once somebody has it whom a daemon's end does not touch.
     """
     transport = request.transport
     if transport is None:
@@ -519,27 +519,36 @@ def detach(request: ApiRequest) -> Hijacked:
     raw: Any = transport.get_extra_info("socket")
     duplicate = socket.socket(fileno=socket.dup(raw.fileno()))
     duplicate.setblocking(False)
-    request.give_away()
-    transport.abort()
     return Hijacked(duplicate, prefix, _Detached())
 
 
-async def hijack(request: ApiRequest, content_type: str = "application/vnd.docker.raw-stream") -> Hijacked:
-    """Answer 101 UPGRADED (200 to a client that did not ask for an upgrade) and hand the connection over.
+def part(request: ApiRequest) -> None:
+    """Let go of a connection that was borrowed: what happens on it is no longer this daemon's business. Idempotent."""
+    request.give_away()
+    if request.transport is not None:
+        request.transport.abort()
 
-    Everything that can fail must have been checked before: after this there is no way to answer an error but in-band.
-    """
+
+def upgrade_head(request: ApiRequest, content_type: str) -> bytes:
+    """Return the head of the answer that ends HTTP: 101 UPGRADED, or 200 for a client that did not ask for an upgrade."""
     upgrade = request.headers.get("Upgrade", "")
-    hijacked = detach(request)
     common = f"Content-Type: {content_type}\r\n"
     for name in ("Api-Version", "Docker-Experimental", "Ostype", "Server"):
         common += f"{name}: {request.server_headers[name]}\r\n"
     if upgrade:
-        head = f"HTTP/1.1 101 UPGRADED\r\n{common}Connection: Upgrade\r\nUpgrade: {upgrade}\r\n\r\n"
-    else:
-        head = f"HTTP/1.1 200 OK\r\n{common}\r\n"
+        return f"HTTP/1.1 101 UPGRADED\r\n{common}Connection: Upgrade\r\nUpgrade: {upgrade}\r\n\r\n".encode()
+    return f"HTTP/1.1 200 OK\r\n{common}\r\n".encode()
+
+
+async def hijack(request: ApiRequest, content_type: str = "application/vnd.docker.raw-stream") -> Hijacked:
+    """Answer with `upgrade_head` and hand the connection over.
+
+    Everything that can fail must have been checked before: after this there is no way to answer an error but in-band.
+    """
+    hijacked = borrow(request)
+    part(request)
     try:
-        await asyncio.get_running_loop().sock_sendall(hijacked.socket, head.encode())
+        await asyncio.get_running_loop().sock_sendall(hijacked.socket, upgrade_head(request, content_type))
     except BaseException:
         hijacked.socket.close()
         raise

@@ -1,9 +1,10 @@
 """Clients attached to a container's streams. The shim serves them; here they are brought to it."""
 
+import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from socket import socket
 
@@ -11,7 +12,7 @@ from moorage_guest.engine import starting
 from moorage_guest.engine.containers import Containers, Running
 from moorage_guest.engine.names import not_found
 from moorage_guest.engine.record import Container
-from moorage_guest.engine.shims import ShimGone
+from moorage_guest.engine.shims import ShimError, ShimGone
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, InvalidParameter
 from moorage_guest.logs.pump import UnknownContainer
@@ -48,6 +49,18 @@ class AttachRequest:
     detach_keys: bytes
 
 
+@dataclass(frozen=True)
+class Handover:
+    """How a client's connection passes from HTTP to the shim.
+
+    The shim writes ``head``, so that no client is told that it is attached before it is; until ``leave`` (idempotent) is
+    called the connection is held for the next daemon, which does the request again.
+    """
+
+    head: bytes
+    leave: Callable[[], None]
+
+
 def check_attachable(container: Container) -> None:
     """Raise Conflict when nobody can be attached in the container's state."""
     if container.status == Status.PAUSED:
@@ -75,35 +88,59 @@ async def reserve(engine: Containers, container: Container) -> Running:
 
 
 async def attach(
-    engine: Containers, container: Container, running: Running, client: socket, prefix: bytes, request: AttachRequest
+    engine: Containers,
+    container: Container,
+    running: Running,
+    client: socket,
+    prefix: bytes,
+    request: AttachRequest,
+    handover: Handover | None = None,
 ) -> None:
     """Give a client to the shim; it misses nothing that is written from now on. Closes the socket."""
     running.attaching += 1
     try:
         with contextlib.closing(client):
-            held = await running.shim.attach(
-                client, prefix=prefix, stdin=request.stdin and container.config.open_stdin, stdout=request.stdout,
-                stderr=request.stderr, multiplexed=request.multiplexed,
-                detach_keys=request.detach_keys if container.config.tty else b"",  # in a file they are bytes like others
-                hold=running.output is not None,
-            )  # fmt: skip
+            hold = running.output is not None
+            if handover is not None and not hold:  # it is served at once
+                handover.leave()
+            try:
+                given = await running.shim.attach(
+                    client, prefix=prefix, stdin=request.stdin and container.config.open_stdin, stdout=request.stdout,
+                    stderr=request.stderr, multiplexed=request.multiplexed,
+                    detach_keys=request.detach_keys if container.config.tty else b"",  # in a file they are bytes like others
+                    hold=hold, head=b"" if handover is None else handover.head,
+                )  # fmt: skip
+            except ShimError:
+                if handover is not None and hold:  # the container has ended meanwhile: it sees the end and no error
+                    await _greet(client, handover)
+                raise
             running.attached = True
-            if held is not None:
-                await _begin(running, held)
+            offsets = await _offsets(running) if given.held is not None else {}
+            if handover is not None and given.greets:
+                handover.leave()
+            elif handover is not None:
+                await _greet(client, handover)
+            if given.held is not None:
+                await running.shim.attach_from(given.held, offsets)
     finally:
         running.attaching -= 1
 
 
-async def _begin(running: Running, held: int) -> None:
-    """Feed, if that was not done, and let a client have what comes from there on."""
-    offsets: Mapping[int, int] = {}
+async def _greet(client: socket, handover: Handover) -> None:
+    """Answer in place of a shim that does not."""
+    handover.leave()
+    with contextlib.suppress(OSError):
+        await asyncio.get_running_loop().sock_sendall(client, handover.head)
+
+
+async def _offsets(running: Running) -> Mapping[int, int]:
+    """Feed, if that was not done, and return where the output of a client begins that is held by now."""
     try:
         if running.output is not None:
-            offsets = await running.output.offsets()
+            return await running.output.offsets()
     except UnknownContainer:
         log.debug("the container ended while a client was attached")
-    finally:
-        await running.shim.attach_from(held, offsets)
+    return {}
 
 
 async def count_changed(running: Running, count: int) -> None:

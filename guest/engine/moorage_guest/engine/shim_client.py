@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from moorage_guest.engine.channel import REQUEST_DEADLINE, Channel, ChannelClosed, RequestFailed
 from moorage_guest.engine.shim_types import (
+    Attached,
     AttachedChanged,
     ContainerExited,
     Detached,
@@ -151,23 +152,26 @@ class Shim:
         detach_keys: bytes = b"",
         start_offsets: Mapping[int, int] | None = None,
         hold: bool = False,
-    ) -> int | None:
+        head: bytes = b"",
+    ) -> Attached:
         """Give a client to the shim, which serves it from now on (the descriptor is duplicated: close yours).
 
         `prefix` is what the client already sent after its request. Output below `start_offsets` (by stream) is
         not shown. Works before `run`, too.
 
-        With `hold` no output at all is passed on until `attach_from` is told the number returned here and where the client's
-        output begins: begin to feed in between, so that nothing falls between. None from a shim that does not know this.
+        With `hold` nothing at all is passed on until `attach_from` is told the number returned here and where the client's
+        output begins: begin to feed in between, so that nothing falls between. `head` is written to the client before anything
+        else; one that is held leaves the shim as it came, without a word, when this connection ends before `attach_from`.
         """
         params = {
             "stdin": stdin, "stdout": stdout, "stderr": stderr, "multiplexed": multiplexed,
             "detach_keys": detach_keys.hex(), "start": {str(key): value for key, value in (start_offsets or {}).items()},
-            "hold": hold,
+            "hold": hold, "head": head.decode("latin-1"),
         }  # fmt: skip
         number = client_socket if isinstance(client_socket, int) else client_socket.fileno()
-        held = (await self._ask("attach", params, blob=prefix, fds=[number])).body["result"].get("held")
-        return None if held is None else int(held)
+        result = (await self._ask("attach", params, blob=prefix, fds=[number])).body["result"]
+        held = result.get("held")
+        return Attached(None if held is None else int(held), bool(result.get("greets")))
 
     async def attach_from(self, held: int, start_offsets: Mapping[int, int]) -> None:
         """Let a client that was attached with `hold` have the output from these offsets on."""

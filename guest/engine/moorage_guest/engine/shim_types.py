@@ -106,6 +106,17 @@ class ShimStatus:
 
 
 @dataclass(frozen=True)
+class Attached:
+    """A client that was given to a shim. `held` is its number for `attach_from`, None when it is served at once.
+
+    `greets` says whether the shim writes the head to it; one that was started by an earlier engine does not.
+    """
+
+    held: int | None
+    greets: bool
+
+
+@dataclass(frozen=True)
 class StreamPipes:
     """Pipe A (read end: the container writes, moored moves on) and pipe B (both ends). Stream 1 is stdout, 2 stderr.
 

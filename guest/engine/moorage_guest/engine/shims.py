@@ -3,6 +3,7 @@
 from moorage_guest.engine.agent_client import Agent, LastingStream
 from moorage_guest.engine.shim_client import Feed, Shim
 from moorage_guest.engine.shim_types import (
+    Attached,
     AttachedChanged,
     ClientGone,
     ContainerExited,
@@ -24,7 +25,7 @@ from moorage_guest.engine.shim_types import (
 )
 
 __all__ = [
-    "Agent", "AttachedChanged", "ClientGone", "ContainerExited", "Detached", "ExecExited", "ExecRequest",
+    "Agent", "Attached", "AttachedChanged", "ClientGone", "ContainerExited", "Detached", "ExecExited", "ExecRequest",
     "ExecStarted", "ExecStatus", "ExitRecord", "Feed", "LastingStream", "OciError", "Pipes", "Shim", "ShimError", "ShimEvent",
     "ShimGone", "ShimRequest", "ShimStatus", "Started", "StreamPipes",
 ]  # fmt: skip

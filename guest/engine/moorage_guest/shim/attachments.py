@@ -22,13 +22,15 @@ _TURN = 32
 
 
 class Attachment:
-    """One attached client: `next` is the offset it needs next, by stream. Feeds wait while it is `held`.
+    """One attached client: `next` is the offset it needs next, by stream. Feeds wait while it is `held`; then it is greeted
+    with `head`.
 
     `behind` is its place in the backlog while others are further than it, else -1.
     """
 
-    def __init__(self, client: Client, start: dict[int, int], held: bool) -> None:
+    def __init__(self, client: Client, start: dict[int, int], head: bytes, held: bool) -> None:
         self.client = client
+        self.head = head
         self.next = start
         self.held = held
         self.on_begin: Callable[[], None] | None = None
@@ -40,6 +42,7 @@ class Attachment:
         self.next = start
         self._exact = bool(start)
         self.held = False
+        self.client.greet(self.head)
         if self.on_begin is not None:
             self.on_begin()
 
@@ -94,9 +97,11 @@ class Attachments:
         """Everybody, also those that only send input."""
         return [member.client for member in self._members]
 
-    def add(self, client: Client, start: dict[int, int], on_gone: Callable[[], None], held: bool = False) -> Attachment:
+    def add(
+        self, client: Client, start: dict[int, int], on_gone: Callable[[], None], head: bytes = b"", held: bool = False
+    ) -> Attachment:
         """Serve a client until it leaves or the output is complete; nobody gets anything while it is ``held``."""
-        member = Attachment(client, start, held)
+        member = Attachment(client, start, head, held)
 
         def gone() -> None:
             self._members.remove(member)
@@ -112,6 +117,8 @@ class Attachments:
         self._members.append(member)
         if client.streams:
             self._on_count(self.count)
+        if not held:
+            client.greet(head)
         if self._lengths is not None:
             self._finish(idle=False)
         return member
@@ -121,6 +128,16 @@ class Attachments:
         member.begin(start)
         self._finish(idle=False)
         self._resume()
+
+    def forget(self, member: Attachment) -> None:
+        """Leave a client that was held to whoever else has its connection: it was told nothing and nothing was read of it."""
+        if member in self._members:
+            member.client.release()
+            self._members.remove(member)
+            if member.client.streams:
+                self._on_count(self.count)
+            self._tell_empty()
+            self._resume()
 
     def add_feed(self, sock: socket.socket) -> None:
         """Take output from this socket once those before it have ended."""

@@ -147,6 +147,12 @@ class Client:
         """Whether it takes further output, now or later."""
         return bool(self.streams) and not self.closed and not self._closing
 
+    def greet(self, head: bytes) -> None:
+        """Send what comes before any output."""
+        if head and not self.closed:
+            self._out += head
+            self._flush()
+
     def write(self, stream: int, data: bytes) -> None:
         """Send output of a stream if the client wants that stream."""
         if self.closed or self._closing or stream not in self.streams or not data:

@@ -186,7 +186,7 @@ class Container:
 
     def attach(
         self, client: Client, stdin: bool, prefix: bytes, start: dict[int, int], detached: Callable[[], None],
-        held: bool = False,
+        head: bytes = b"", held: bool = False,
     ) -> Attachment:  # fmt: skip
         """Serve a client from now on; one that is ``held`` once the beginning of its output is known."""
 
@@ -203,7 +203,7 @@ class Container:
             elif not self._started:
                 self._waiting_for_stdin.append((client, prefix))
 
-        attachment = self.attachments.add(client, start, input_ended if stdin else _nothing, held)
+        attachment = self.attachments.add(client, start, input_ended if stdin else _nothing, head, held)
         if stdin and self.spec.open_stdin:
             if held:  # what the container answers must not come before the beginning is known
                 attachment.on_begin = take_input

@@ -57,10 +57,17 @@ class Server:
 
     def _closed(self, connection: Connection) -> None:
         self._connections.remove(connection)
+        self._let_go_of(connection)
+
+    def _let_go_of(self, connection: Connection) -> None:
+        """Nobody will say where the output of the clients begins that are held for a daemon."""
         for key, (owner, attachment) in list(self._held.items()):
             if owner is connection:
                 del self._held[key]
-                self._container.attachments.begin(attachment, {})
+                if attachment.head:  # it does not know yet that it is attached: the next daemon does that
+                    self._container.attachments.forget(attachment)
+                else:
+                    self._container.attachments.begin(attachment, {})
 
     def _emit(self, event: dict[str, Any]) -> None:
         for connection in list(self._connections):
@@ -123,13 +130,16 @@ class Server:
             self._emit({"event": "detached", "exec_id": None})
 
         held = bool(params.get("hold"))
-        attachment = self._container.attach(client, bool(params["stdin"]), request.blob, start, detached, held)
+        head = str(params.get("head", "")).encode("latin-1")
+        attachment = self._container.attach(client, bool(params["stdin"]), request.blob, start, detached, head, held)
         if held:
             self._holds += 1
             self._held[self._holds] = (request.connection, attachment)
-            request.answer({"held": self._holds})
+            request.answer({"held": self._holds, "greets": True})
+            if not request.heard:  # it was found to be gone before the client was among those that are held
+                self._let_go_of(request.connection)
         else:
-            request.answer({})
+            request.answer({"greets": True})
 
     def _do_attach_from(self, request: Request) -> None:
         """Say where the output of a client that is held begins."""
