@@ -1,6 +1,7 @@
 """Exec sessions by the CLI and by checked requests."""
 
 import json
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -98,3 +99,25 @@ def test_many_execs_at_once(moored: Moored, box: str) -> None:
     for number, client in enumerate(clients):
         out, _ = client.communicate(timeout=DEADLINE)
         assert (client.returncode, out) == (number, f"{number}\n".encode())
+
+
+def test_a_resize_right_behind_the_answer_to_the_start_waits_for_the_terminal(moored: Moored, box: str) -> None:
+    """As dockerode sends it: the answer comes before the process is there."""
+    for _ in range(5):
+        body = {"Cmd": ["sh"], "Tty": True, "AttachStdin": True, "AttachStdout": True}
+        session = moored.api.post(f"/containers/{box}/exec", body).json["Id"]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(DEADLINE)
+            client.connect(str(moored.socket))
+            text = b'{"Tty":true}'
+            client.sendall(
+                b"POST /v1.44/exec/%s/start HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (session.encode(), len(text), text)
+            )
+            assert client.recv(4096).startswith(b"HTTP/1.1 101")
+            assert moored.api.post(f"/exec/{session}/resize", h=33, w=77).status == 200
+            client.sendall(b"stty size; exit\n")
+            output = b""
+            while data := client.recv(4096):
+                output += data
+        assert b"33 77" in output

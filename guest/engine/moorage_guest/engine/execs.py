@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Seconds that a resize waits for a start which the client has been told of: as long as dockerd waits.
+START_PATIENCE = 10.0
+
 #: The exit code of a session whose start was lost with its daemon.
 UNKNOWN_EXIT = 255
 
@@ -69,6 +72,8 @@ class Exec:
     started: bool = False
     exit_code: int | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Set once it runs, or has ended: it can be told to do something, or not any more.
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
     internal: bool = False
     #: The shim is asked to have the runtime loaded for the start; whether it has.
     loading: "asyncio.Task[None] | None" = None
@@ -254,6 +259,7 @@ async def start(
     if session.exit_code is None:
         session.running = True
         session.pid = started.pid
+    session.settled.set()
 
 
 def abandon(session: Exec) -> None:
@@ -265,6 +271,7 @@ def _failed(session: Exec, code: int) -> None:
     session.running = False
     session.exit_code = code
     session.ended.set()
+    session.settled.set()
 
 
 def _worded(command: str, error: OciError) -> EngineError:
@@ -281,6 +288,7 @@ def ended(engine: "Containers", container: Container, exec_id: str, code: int, a
     session.exit_code = code
     session.running = False
     session.ended.set()
+    session.settled.set()
     engine.publish(container, "exec_die", time_ns=at_ns, execID=exec_id, exitCode=str(code))
 
 
@@ -401,7 +409,14 @@ def restore(engine: "Containers", container: Container, status: ShimStatus) -> N
 
 
 async def resize(engine: "Containers", session: Exec, rows: int, columns: int) -> None:
-    """Set the size of a session's terminal. Raises the API's error when it does not run."""
+    """Set the size of a session's terminal; of one that is being started, as soon as it runs.
+
+    Raises the API's error when it does not run.
+    """
+    if session.started and not session.running and session.exit_code is None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_PATIENCE):
+                await session.settled.wait()
     container = engine.get(session.container_id)
     if container is None or not session.running:
         raise Conflict(f"cannot resize a stopped container: exec {session.id} is not running")
