@@ -33,6 +33,15 @@ def open_inside(root: Path, path: str, flags: int = os.O_PATH) -> int:
         os.close(base)
 
 
+def has_content(root: Path, path: str) -> bool:
+    """Whether the image has a folder at ``path``."""
+    try:
+        os.close(open_inside(root, path, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError:
+        return False
+    return True
+
+
 def copy_up(root: Path, path: str, target: Path) -> bool:
     """Fill an empty directory with the image's content at ``path``; False when there is nothing to copy or it has content.
 

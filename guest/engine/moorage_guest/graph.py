@@ -9,7 +9,19 @@ from typing import Any
 from moorage_contract.daemon_config import DaemonConfig, as_json, fingerprint
 
 from moorage_guest import sysinfo
-from moorage_guest.api import again, build, container_streams, containers, exec, images, networks, off, system, volumes
+from moorage_guest.api import (
+    again,
+    build,
+    buildkit,
+    container_streams,
+    containers,
+    exec,
+    images,
+    networks,
+    off,
+    system,
+    volumes,
+)
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore, startoptions
@@ -26,7 +38,9 @@ from moorage_guest.liveconfig import ConfigFileError, LiveConfig
 from moorage_guest.logs.pump import Pump
 from moorage_guest.memory import Spare
 from moorage_guest.net.networks import Networks
-from moorage_guest.paths import DataRoot, ExecRoot
+from moorage_guest.paths import DataRoot, ExecRoot, plugin_folders
+from moorage_guest.plugins import volumedriver
+from moorage_guest.plugins.client import Plugins
 from moorage_guest.room import shortages
 from moorage_guest.store import Store
 from moorage_guest.volumes import Volumes
@@ -48,7 +62,8 @@ class Graph:
         self.pump = Pump()
         self.images = Images(data_root, self.store, self.events)
         self.layers = Layers(data_root, self.store, self.images)
-        self.volumes = Volumes(self.store, self.events, data_root)
+        self.plugins = Plugins(plugin_folders(data_root, exec_root))
+        self.volumes = Volumes(self.store, self.events, data_root, self.plugins)
         self.networks = Networks(
             self.store, self.events, data_root, exec_root, net_config(config.current), agent.spawn_netd
         )
@@ -89,6 +104,7 @@ class Graph:
             *exec.routes(self.containers),
             *images.routes(self.images),
             *build.routes(self.images, self.layers, self._build_steps),
+            *buildkit.routes(self.images.content.tmp, self.containers.task, lambda sessions: {}),
             *networks.routes(self.networks, self.containers),
             *volumes.routes(self.volumes),
             *off.routes(lambda: self.config.current.live_restore),
@@ -166,7 +182,7 @@ class Graph:
             warnings.append(f"the state database was damaged and was set aside as {self.store.set_aside}")
         if self.store.recovered is not None:
             warnings.append(f"the state database was made anew from its copy: {self.store.recovered} records")
-        return await asyncio.to_thread(
+        answer = await asyncio.to_thread(
             engine_info,
             self.config.current,
             identity=self.identity,
@@ -179,6 +195,8 @@ class Graph:
             tasks=len(asyncio.all_tasks()),
             warnings=warnings,
         )
+        answer["Plugins"]["Volume"] += self.plugins.known(volumedriver.ABILITY)
+        return answer
 
     async def disk_usage(self, wanted: set[str]) -> dict[str, Any]:
         """Return the answer of GET /system/df."""

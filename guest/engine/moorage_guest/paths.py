@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moorage_guest.plugins.discovery import Folders
+
 
 @dataclass(frozen=True)
 class DataRoot:
@@ -39,6 +41,11 @@ class DataRoot:
     @property
     def networks(self) -> Path:
         return self.root / "network"
+
+    @property
+    def plugins(self) -> Path:
+        """Addresses of plugins (NAME.spec, NAME.json), put there by whoever installs one."""
+        return self.root / "plugins"
 
     @property
     def tmp(self) -> Path:
@@ -78,6 +85,11 @@ class ExecRoot:
         return self.root / "options.json"
 
     @property
+    def plugins(self) -> Path:
+        """Sockets of plugins (NAME.sock), put there by the plugins."""
+        return self.root / "plugins"
+
+    @property
     def crun(self) -> Path:
         """crun's --root."""
         return self.root / "crun"
@@ -98,3 +110,11 @@ class ExecRoot:
     @property
     def net(self) -> Path:
         return self.root / "net"
+
+
+def plugin_folders(data_root: DataRoot, exec_root: ExecRoot) -> Folders:
+    """Return where plugins are looked for: where those for dockerd put themselves, and in folders of the engine's own."""
+    return Folders(
+        sockets=(Path("/run/docker/plugins"), exec_root.plugins),
+        specs=(Path("/etc/docker/plugins"), Path("/usr/lib/docker/plugins"), data_root.plugins),
+    )

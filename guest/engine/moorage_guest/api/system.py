@@ -278,7 +278,7 @@ def _bare(reference: str) -> str:
 
 
 def plugins_info() -> dict[str, Any]:
-    """Return the Plugins object of GET /info: the drivers that are built in."""
+    """Return the Plugins object of GET /info as far as drivers are built in."""
     return {
         "Volume": ["local"],
         "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],

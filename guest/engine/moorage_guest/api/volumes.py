@@ -31,8 +31,8 @@ def routes(volumes: Volumes) -> list[Route]:
     """Return the operations of volumes."""
 
     async def list_(request: ApiRequest) -> web.StreamResponse:
-        found = volumes.matching(filters(request, FILTERS))
-        return json_response({"Volumes": [volume.to_api() for volume in found], "Warnings": None})
+        found, warnings = await volumes.listed(filters(request, FILTERS))
+        return json_response({"Volumes": [volume.to_api() for volume in found], "Warnings": warnings or None})
 
     async def create(request: ApiRequest) -> web.StreamResponse:
         body = await json_body(request, VolumeCreate)
@@ -44,7 +44,7 @@ def routes(volumes: Volumes) -> list[Route]:
         return json_response(volume.to_api(), status=201)
 
     async def inspect(request: ApiRequest) -> web.StreamResponse:
-        return json_response(volumes.get(request.match_info["name"]).to_api())
+        return json_response((await volumes.look(request.match_info["name"])).to_api())
 
     async def update(request: ApiRequest) -> web.StreamResponse:
         raise Unavailable(_NO_SWARM)

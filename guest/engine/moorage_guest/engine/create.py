@@ -187,6 +187,9 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
         await engine.layers.create_rw(container_id, image.id, dict(host.storage_opt))
         await asyncio.to_thread(engine.data_root.container(container_id).mkdir, 0o710, parents=True, exist_ok=True)
         await unfinished.begin(engine, container, fresh)
+    for each in mounts:
+        if each.kind == "volume" and not each.anonymous:
+            await engine.volumes.look_for(each.name, each.driver)
         container.mounts = await _make_volumes(engine, container, mounts)
         await unfinished.created(engine, container, fresh)
     except BaseException:
@@ -332,9 +335,9 @@ async def _make_volumes(engine: "Containers", container: Container, mounts: list
             if mount.anonymous:
                 labels = {**labels, "com.docker.volume.anonymous": ""}
             volume = await engine.volumes.create(
-                mount.name or None, mount.driver or "local", dict(driver_options), dict(labels)
+                mount.name or None, mount.driver, dict(driver_options), dict(labels)
             )
-            mount = replace(mount, name=volume.name, source=str(volume.mountpoint), driver=volume.driver)
+            mount = replace(mount, name=volume.name, source=volume.source, driver=volume.driver)
             await engine.volumes.reference(volume.name, container.id)
             if not mount.no_copy:
                 rootfs = rootfs or await engine.layers.mount(container.id)

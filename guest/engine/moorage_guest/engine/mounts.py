@@ -119,7 +119,7 @@ def parse_bind(specification: str, volume_driver: str = "", data_root: Path | No
             '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
         )
     return MountRecord(
-        "volume", destination, name=source, driver=volume_driver or "local", mode=mode or "z", read_write=read_write,
+        "volume", destination, name=source, driver=volume_driver, mode=mode or "z", read_write=read_write,
         no_copy="nocopy" in words, anonymous=not source,
     )  # fmt: skip
 
@@ -193,7 +193,7 @@ def parse_mount(mount: Mount, data_root: Path | None = None) -> MountRecord:
             raise fault("must not set Subpath when using anonymous volumes")
         driver = volume.driver_config.name if volume and volume.driver_config else ""
         return MountRecord(
-            "volume", target, name=mount.source, driver=driver or "local", mode="z", read_write=read_write,
+            "volume", target, name=mount.source, driver=driver, mode="z", read_write=read_write,
             no_copy=bool(volume and volume.no_copy), subpath=subpath, anonymous=not mount.source, from_mounts=True,
         )  # fmt: skip
     if mount.type == "image":
@@ -331,7 +331,7 @@ def wanted_mounts(
     for destination in config.volumes:
         cleaned = _clean(f"/{destination.lstrip('/')}", destination)  # images may say VOLUME data
         if cleaned not in found:
-            found[cleaned] = MountRecord("volume", cleaned, driver="local", anonymous=True)
+            found[cleaned] = MountRecord("volume", cleaned, driver=host.volume_driver, anonymous=True)
     for mount in found.values():
         if mount.kind != "tmpfs" and mount.destination.startswith("/proc/") and mount.destination not in _IN_PROC:
             raise InvalidParameter(f'"{mount.destination}" cannot be mounted because it is inside /proc')

@@ -1,7 +1,6 @@
 """Removing containers: rm, --rm, prune."""
 
 import asyncio
-import contextlib
 import logging
 import shutil
 
@@ -10,7 +9,7 @@ from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.names import not_found
 from moorage_guest.engine.record import Container
 from moorage_guest.engine.states import Status
-from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotFound
+from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemError_
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +106,12 @@ async def _remove_volumes(engine: Containers, container: Container, *, anonymous
             continue
         await engine.volumes.unreference(mount.name, container.id)
         if anonymous and mount.anonymous:
-            with contextlib.suppress(NotFound, Conflict):
+            try:
                 await engine.volumes.remove(mount.name)
+            except (NotFound, Conflict):
+                continue
+            except SystemError_ as error:
+                log.warning("volume %s of container %s stays: %s", mount.name, container.id, error)
 
 
 async def prune(engine: Containers, candidates: list[Container]) -> tuple[list[str], int]:

@@ -82,6 +82,7 @@ async def start(engine: Containers, before_ends: Callable[[], Awaitable[None]] |
         engine.networks.start(live | set(engine.unmanaged)),
         engine.volumes.restore(_volumes(engine, every), _volumes(engine, live)),
     )
+    engine.task(engine.volumes.release_stale(), "volumes of plugins that nobody uses any more")
     await unfinished.tidy(engine, known)
     sessions = await asyncio.to_thread(execs.recorded, engine)
     connected = [each for each in found if each.shim is not None]

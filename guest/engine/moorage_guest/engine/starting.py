@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +192,15 @@ async def _files(engine: Containers, container: Container) -> Files:
     assert rootfs is not None
     if container.mounts:
         await asyncio.to_thread(_make_mount_points, rootfs, list(zip(container.mounts, sources, strict=True)))
-    return Files(rootfs, oci_mounts(zip(container.mounts, sources, strict=True)))
+    mounts = oci_mounts(zip(container.mounts, sources, strict=True))
+    container.mounts = [_placed(engine, each) for each in container.mounts]
+    return Files(rootfs, mounts)
+
+
+def _placed(engine: Containers, mount: MountRecord) -> MountRecord:
+    """Return a mount with the place that a plugin has now given its volume."""
+    volume = engine.volumes.get(mount.name) if mount.kind == "volume" else None
+    return mount if volume is None or volume.local else replace(mount, source=volume.source)
 
 
 def _make_mount_points(rootfs: Path, mounts: Sequence[tuple[MountRecord, Path | None]]) -> None:

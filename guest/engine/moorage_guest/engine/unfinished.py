@@ -90,12 +90,19 @@ async def tidy(engine: "Containers", known: Collection[str]) -> None:
 
 async def _free(engine: "Containers", container_id: str, note: Mapping[str, Any]) -> None:
     for name in note.get("volumes", []):
-        with contextlib.suppress(NotFound, Conflict):
-            await engine.volumes.remove(str(name))
-            log.info("volume %s was made or kept for container %s, which is gone: removed", name, container_id)
+        if engine.volumes.has(str(name)) and not engine.volumes.get(str(name)).local:
+            engine.task(_remove(engine, str(name), container_id), f"removal of volume {name}")  # a plugin may take its time
+        else:
+            await _remove(engine, str(name), container_id)
     told = any(each.action == "destroy" and each.actor_id == container_id for each in engine.events.history())
     if "destroyed" in note and not told:
         engine.events.publish("container", "destroy", container_id, note["destroyed"])
+
+
+async def _remove(engine: "Containers", name: str, container_id: str) -> None:
+    with contextlib.suppress(NotFound, Conflict):
+        await engine.volumes.remove(name)
+        log.info("volume %s was made or kept for container %s, which is gone: removed", name, container_id)
 
 
 def _sweep(folder: Path, known: set[str]) -> None:
