@@ -9,19 +9,7 @@ from typing import Any
 from moorage_contract.daemon_config import DaemonConfig, as_json, fingerprint
 
 from moorage_guest import sysinfo
-from moorage_guest.api import (
-    again,
-    build,
-    buildkit,
-    container_streams,
-    containers,
-    exec,
-    images,
-    networks,
-    off,
-    system,
-    volumes,
-)
+from moorage_guest.api import again, build, container_streams, containers, exec, images, networks, off, system, volumes
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore, startoptions
@@ -104,7 +92,6 @@ class Graph:
             *exec.routes(self.containers),
             *images.routes(self.images),
             *build.routes(self.images, self.layers, self._build_steps),
-            *buildkit.routes(self.images.content.tmp, self.containers.task, lambda sessions: {}),
             *networks.routes(self.networks, self.containers),
             *volumes.routes(self.volumes),
             *off.routes(lambda: self.config.current.live_restore),

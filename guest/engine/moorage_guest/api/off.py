@@ -12,6 +12,10 @@ NOT_A_MANAGER = (
 )
 LIVE_RESTORE_AND_SWARM = "--live-restore daemon configuration is incompatible with swarm mode"
 NO_SWARM = "Moorage has no swarm mode: it runs standalone containers (use Compose for several at once)"
+NO_BUILDKIT = (
+    "the engine has the classic builder and no BuildKit of its own: set DOCKER_BUILDKIT=0, or run BuildKit as a container "
+    "with docker buildx create --use --driver docker-container"
+)
 NO_PLUGINS = "Moorage has no managed plugins: drivers are built in, or legacy plugins that somebody else starts"
 
 #: Operations that only a swarm manager has.
