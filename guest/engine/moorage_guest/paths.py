@@ -39,6 +39,11 @@ class DataRoot:
         return self.root / "volumes"
 
     @property
+    def build_cache(self) -> Path:
+        """Folders that commands of builds share (RUN --mount=type=cache)."""
+        return self.root / "buildcache"
+
+    @property
     def networks(self) -> Path:
         return self.root / "network"
 

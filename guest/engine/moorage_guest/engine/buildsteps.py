@@ -49,8 +49,11 @@ class ContainerSteps:
         # Without a command there is nothing to run but what the image runs, as in dockerd.
         config.entrypoint = [""] if step.command else None
         host = HostConfig.model_validate({**step.host, "LogConfig": {"Type": "none", "Config": {}}})
-        made = await create.create(self._engine, create.CreateRequest("", config, host, NetworkingConfig()))
-        container = made.container
+        if step.chain is not None:
+            config.hostname = str(step.config.get("Hostname") or "")
+        request = create.CreateRequest("", config, host, NetworkingConfig(), chain=step.chain)
+        container = (await create.create(self._engine, request)).container
+        container.secret_env = step.secret_env
         container.config.healthcheck = None
         await asyncio.to_thread(self._engine.store.put, KIND, container.id, {"version": 1, "image": step.image_id})
         return container.id

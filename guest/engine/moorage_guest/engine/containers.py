@@ -108,8 +108,9 @@ class Containers:
         return len(self._containers)
 
     def all(self) -> list[Container]:
-        """Return all containers, newest first."""
-        return sorted(self._containers.values(), key=lambda each: each.created_ns, reverse=True)
+        """Return all containers that users know of, newest first."""
+        known = [each for each in self._containers.values() if not each.hidden]
+        return sorted(known, key=lambda each: each.created_ns, reverse=True)
 
     def get(self, container_id: str) -> Container | None:
         """Return the container with exactly this id, or None."""
@@ -157,7 +158,7 @@ class Containers:
 
     def counts(self) -> dict[str, int]:
         """Return the numbers that GET /info shows."""
-        states = [each.status for each in self._containers.values()]
+        states = [each.status for each in self._containers.values() if not each.hidden]
         paused = states.count(Status.PAUSED)
         running = states.count(Status.RUNNING) + states.count(Status.RESTARTING)
         return {
@@ -183,7 +184,9 @@ class Containers:
             await asyncio.to_thread(self.store.put, KIND, container.id, container.to_record())
 
     def publish(self, container: Container, action: str, *, time_ns: int | None = None, **attributes: str) -> None:
-        """Publish an event about a container."""
+        """Publish an event about a container, unless it is a hidden one."""
+        if container.hidden:
+            return
         self.events.publish("container", action, container.id, container.attributes(**attributes), time_ns=time_ns)
 
     def task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -47,6 +47,8 @@ class CreateRequest:
     """Whether read-only binds leave what is mounted below them writable, as clients older than API 1.44 expect."""
     token: str = ""
     """What tells the client's request from all others; "" when nobody will ask for it again."""
+    chain: tuple[str, ...] | None = None
+    """The layers of its root file system where it is made from no image: of a step of a build that nobody is to see."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     validate.check_host_config(host, settings)
     if not request.config.image and not request.config.cmd and not request.config.entrypoint:
         raise InvalidParameter("no command specified")
-    image = engine.images.resolve(request.config.image)
+    if request.chain is None:
+        image = engine.images.resolve(request.config.image)
+    else:
+        image = Image("", {}, (), request.chain, "")
     _check_platform(request, image)
     config = merge_image(request.config, image.config)
     validate.check_config(config)
@@ -177,14 +182,14 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
         id=container_id, name=name, created_ns=time.time_ns(), image_id=image.id, config=config, host_config=host,
         path=words[0], args=words[1:], wanted_endpoints=wanted, endpoints=copy.deepcopy(wanted),
         cgroup_path=oci_spec.cgroup_path(container_id, host.cgroup_parent or settings.cgroup_parent),
-        token=request.token,
+        token=request.token, hidden=request.chain is not None,
     )  # fmt: skip
     mounts = [
         replace(each, name=secrets.token_hex(32)) if each.anonymous and not each.name else each for each in mounts
     ]
     fresh = {each.name for each in mounts if each.kind == "volume" and not engine.volumes.has(each.name)}
     try:
-        await engine.layers.create_rw(container_id, image.id, dict(host.storage_opt))
+        await engine.layers.create_rw(container_id, image.id, dict(host.storage_opt), chain=request.chain)
         await asyncio.to_thread(engine.data_root.container(container_id).mkdir, 0o710, parents=True, exist_ok=True)
         await unfinished.begin(engine, container, fresh)
     for each in mounts:

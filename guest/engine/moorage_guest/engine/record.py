@@ -126,11 +126,15 @@ class Container:
     unmanaged: str = ""
     #: Of the request that made it, so that the same request is not done twice.
     token: str = ""
+    #: Whether it is the engine's own, made for a step of a build: users neither see it nor hear of it.
+    hidden: bool = False
 
     # -- not persisted --
     #: Whether an unmanaged container belongs to another data root.
     foreign: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Variables that its process alone may know.
+    secret_env: tuple[str, ...] = ()
     #: Set by stop, kill and rm: the end that follows is wanted, so no policy restarts it.
     stop_requested: bool = False
     removing: bool = False
@@ -191,6 +195,7 @@ class Container:
             "platform": self.platform,
             "cgroup_path": self.cgroup_path,
             "token": self.token,
+            "hidden": self.hidden,
         }
 
     @classmethod
@@ -226,6 +231,7 @@ class Container:
                 platform=record["platform"],
                 cgroup_path=record["cgroup_path"],
                 token=record.get("token", ""),
+                hidden=record.get("hidden", False),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"container record {record.get('id')} is damaged: {error!r}") from error

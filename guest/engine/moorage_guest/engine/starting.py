@@ -146,7 +146,7 @@ async def _start(engine: Containers, container: Container) -> None:
     request = SpecRequest(
         container_id=container.id, config=container.config, host_config=container.host_config, rootfs=files.rootfs,
         mounts=[*place.mounts, *files.mounts], netns_path=place.netns, hostname=place.hostname,
-        domainname=container.config.domainname, extra_env=place.environment,
+        domainname=container.config.domainname, extra_env=(*place.environment, *container.secret_env),
         cgroup_parent=container.host_config.cgroup_parent or engine.settings.cgroup_parent, joined=place.joined,
         shm_path=place.shm_path, defaults=engine.settings.spec_defaults(),
     )  # fmt: skip

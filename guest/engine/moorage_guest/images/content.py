@@ -165,6 +165,11 @@ class Holds:
         with self._lock:
             return self._count.get(thing, 0)
 
+    def owners(self, thing: str) -> list[str]:
+        """Who holds it."""
+        with self._lock:
+            return [owner for owner, held in self._by_owner.items() if thing in held]
+
 
 class ContentStore:
     """Blobs below ``<root>/blobs/sha256``; ``tmp`` is on the same file system and emptied at every start."""

@@ -84,17 +84,26 @@ class Layers:
     # -- life of a layer ----------------------------------------------------------------------------------------------
 
     async def create_rw(
-        self, container_id: str, image_id: str | None, storage_opt: Mapping[str, str] | None = None
+        self,
+        container_id: str,
+        image_id: str | None,
+        storage_opt: Mapping[str, str] | None = None,
+        *,
+        chain: Sequence[str] | None = None,
     ) -> None:
-        """Make an empty read-write layer on top of an image, or of nothing. Quiet if it exists. Raises NotFound."""
+        """Make an empty read-write layer on top of an image, of nothing, or of a ``chain`` that no image has.
+
+        Quiet if it exists. Raises NotFound.
+        """
         for key in storage_opt or {}:
             if key.lower() != "size":
                 raise InvalidParameter(f"unknown option {key}")
             raise InvalidParameter(
                 "--storage-opt is supported only for overlay over xfs with 'pquota' mount option; leave it out"
             )
-        chain = list(self._images.get(image_id).chain) if image_id else []
-        await self._run(self._create_rw, container_id, image_id or "", chain)
+        if chain is None:
+            chain = self._images.get(image_id).chain if image_id else ()
+        await self._run(self._create_rw, container_id, image_id or "", list(chain))
 
     def _create_rw(self, container_id: str, image_id: str, chain: list[str]) -> None:
         self._layer_store.holds.hold(f"rw:{container_id}", chain)
@@ -306,14 +315,19 @@ class Layers:
                 chain_base=record["chain"],
             )  # fmt: skip
 
-    async def change(self, chain: Sequence[str], owner: str, work: Callable[[Path], None]) -> LayerBlob | None:
+    async def change(
+        self, chain: Sequence[str], owner: str, work: Callable[[Path], None], *, empty: bool = False
+    ) -> LayerBlob | None:
         """Let ``work`` change a root file system made of ``chain`` and return the new layer, held by ``owner``.
 
-        ``work`` runs in a thread. None when it changed nothing. What it raises goes on, with nothing left behind.
+        ``work`` runs in a thread. None when it changed nothing, unless an ``empty`` layer is as good as any.
+        What it raises goes on, with nothing left behind.
         """
-        return await self._run(self._change, list(chain), owner, work)
+        return await self._run(self._change, list(chain), owner, work, empty)
 
-    def _change(self, chain: list[str], owner: str, work: Callable[[Path], None]) -> LayerBlob | None:
+    def _change(
+        self, chain: list[str], owner: str, work: Callable[[Path], None], empty: bool = False
+    ) -> LayerBlob | None:
         folder = Path(tempfile.mkdtemp(dir=self._layer_store.tmp, prefix="change-"))
         try:
             for name in ("diff", "work", "merged"):
@@ -327,17 +341,23 @@ class Layers:
                     work(folder / "merged")
                 finally:
                     kernel.unmount(folder / "merged", lazy=True)
-            return self._adopt(folder / "diff", chain, owner)
+            return self._adopt(folder / "diff", chain, owner, empty)
         finally:
             remove_tree(folder)
 
     async def change_from(
-        self, chain: Sequence[str], other: Sequence[str], owner: str, work: Callable[[Path, Path], None]
+        self,
+        chain: Sequence[str],
+        other: Sequence[str],
+        owner: str,
+        work: Callable[[Path, Path], None],
+        *,
+        empty: bool = False,
     ) -> LayerBlob | None:
         """As `change`, with the root file system of ``other`` as a second one that must not be changed."""
         return await self._run(
             lambda: self._read(
-                list(other), lambda source: self._change(list(chain), owner, lambda root: work(root, source))
+                list(other), lambda source: self._change(list(chain), owner, lambda root: work(root, source), empty)
             )
         )
 
@@ -366,22 +386,34 @@ class Layers:
         finally:
             remove_tree(folder)
 
-    async def take(self, container_id: str, owner: str, *, keep: bool) -> LayerBlob | None:
+    async def take(
+        self,
+        container_id: str,
+        owner: str,
+        *,
+        keep: bool,
+        empty: bool = False,
+        tidy: Callable[[Path], None] = lambda diff: None,
+    ) -> LayerBlob | None:
         """Return what a stopped container changed as a new layer, held by ``owner``; None when it changed nothing.
 
         Unless ``keep`` is set the container's files become the layer: the container can only be removed then.
+        ``empty`` is as for `change`; ``tidy`` may take away what is none of the container's from the folder of changes.
         """
-        return await self._run(self._take, container_id, owner, keep)
+        return await self._run(self._take, container_id, owner, keep, empty, tidy)
 
-    def _take(self, container_id: str, owner: str, keep: bool) -> LayerBlob | None:
+    def _take(
+        self, container_id: str, owner: str, keep: bool, empty: bool, tidy: Callable[[Path], None]
+    ) -> LayerBlob | None:
         chain: list[str] = self._record(container_id)["chain"]
         self._unmount(container_id)
         diff = self._data_root.mount(container_id) / "diff"
-        return self._pack(diff, chain, owner) if keep else self._adopt(diff, chain, owner)
+        tidy(diff)
+        return self._pack(diff, chain, owner) if keep else self._adopt(diff, chain, owner, empty)
 
-    def _adopt(self, diff: Path, chain: Sequence[str], owner: str) -> LayerBlob | None:
+    def _adopt(self, diff: Path, chain: Sequence[str], owner: str, empty: bool = False) -> LayerBlob | None:
         """Store an upper folder as a blob and make it, moved, the unpacked layer."""
-        layer = self._store_blob(diff, chain, owner)
+        layer = self._store_blob(diff, chain, owner, empty)
         if layer is None:
             return None
         work = Path(tempfile.mkdtemp(dir=self._layer_store.tmp, prefix="layer-"))
@@ -400,10 +432,10 @@ class Layers:
             self._images.add_layer(chain[-1] if chain else "", layer, owner=owner)
         return layer
 
-    def _store_blob(self, diff: Path, chain: Sequence[str], owner: str) -> LayerBlob | None:
+    def _store_blob(self, diff: Path, chain: Sequence[str], owner: str, empty: bool = False) -> LayerBlob | None:
         with os.scandir(diff) as entries:
-            empty = next(entries, None) is None
-        if empty and chain:
+            nothing = next(entries, None) is None
+        if nothing and chain and not empty:
             return None
         with self._images.content.ingest() as blob:
             for chunk in pack_layer(diff):

@@ -1,7 +1,7 @@
 """What the builder needs of the engine: running one command in a container on top of an image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -13,6 +13,10 @@ class RunStep:
     command: Sequence[str]
     config: Mapping[str, Any]
     host: Mapping[str, Any]
+    chain: tuple[str, ...] | None = None
+    """The layers to run on, for a step that is no image and that nobody is to see; ``image_id`` is then ""."""
+    secret_env: tuple[str, ...] = field(default=(), repr=False)
+    """Variables that are written down nowhere."""
 
 
 class StepRunner(Protocol):

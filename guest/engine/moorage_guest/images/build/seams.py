@@ -3,7 +3,7 @@
 The wire is for `moorage_guest.buildkit`; nothing here knows it. Times are nanoseconds since the epoch.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +89,12 @@ class Session(Protocol):
         follow: Sequence[str] = (),
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
-        dir: str = "",
+        progress: Callable[[int], None] | None = None,
     ) -> ContextTree:
         """Return the files of a folder of the client's, to be closed by the caller.
 
-        ``follow`` are paths to be sent alone, with what links in them lead to; ``exclude`` are patterns of .dockerignore.
+        ``follow`` are paths to be sent alone, with what links in them lead to; ``exclude`` are patterns of .dockerignore;
+        ``progress`` is told how many bytes have come.
         """
 
     async def secret(self, name: str) -> bytes | None:

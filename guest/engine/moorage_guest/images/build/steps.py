@@ -326,7 +326,7 @@ class StageState:
         def work(root: Path, source_root: Path) -> None:
             there = _image_tree(source_root)
             chosen = [replace(source, tree=there) for source in sources]
-            place(root, chosen, target.path, chown=_owner(root, flags.get("chown", "")), chmod=chmod)
+            place(root, chosen, target.path, chown=owner_of(root, flags.get("chown", "")), chmod=chmod)
 
         layer = await layers.change_from(self.chain(), chain, self.shop.owner, work)
         await self._record(self.config, layer, created_by)
@@ -347,7 +347,7 @@ class StageState:
             return
 
         def work(root: Path) -> None:
-            place(root, sources, target.path, chown=_owner(root, flags.get("chown", "")), chmod=chmod)
+            place(root, sources, target.path, chown=owner_of(root, flags.get("chown", "")), chmod=chmod)
 
         layer = await layers.change(self.chain(), self.shop.owner, work)
         await self._record(self.config, layer, created_by)
@@ -506,7 +506,7 @@ def _look(
     return sources, hash_of(sources)
 
 
-def _owner(root: Path, text: str) -> tuple[int, int] | None:
+def owner_of(root: Path, text: str) -> tuple[int, int] | None:
     """Resolve user[:group] of --chown in the image; a number alone is also the group's. None for nothing."""
     if not text:
         return None

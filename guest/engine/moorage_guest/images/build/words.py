@@ -38,6 +38,24 @@ class Expansion:
             marked = "".join(self._parts(word, keep_quotes=False, mark=_protect))
         return [_unprotect(each) for each in re.split(r"[ \t\r\n]+", marked) if each]
 
+    def raw(self, text: str) -> str:
+        """Expand a text in which quotes stand for themselves, as a here-document."""
+        with _named(text):
+            out: list[str] = []
+            position = 0
+            while position < len(text):
+                char = text[position]
+                if char == "$":
+                    piece, position = self._dollar(text, position)
+                    out.append(piece)
+                    continue
+                if char == self.escape and position + 1 < len(text):
+                    position += 1
+                    char = text[position]
+                out.append(char)
+                position += 1
+            return "".join(out)
+
     def _parts(self, word: str, *, keep_quotes: bool, mark: Callable[[str], str]) -> list[str]:
         out: list[str] = []
         position = 0
