@@ -187,14 +187,14 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     mounts = [
         replace(each, name=secrets.token_hex(32)) if each.anonymous and not each.name else each for each in mounts
     ]
+    for each in mounts:
+        if each.kind == "volume" and not each.anonymous:
+            await engine.volumes.look_for(each.name, each.driver)
     fresh = {each.name for each in mounts if each.kind == "volume" and not engine.volumes.has(each.name)}
     try:
         await engine.layers.create_rw(container_id, image.id, dict(host.storage_opt), chain=request.chain)
         await asyncio.to_thread(engine.data_root.container(container_id).mkdir, 0o710, parents=True, exist_ok=True)
         await unfinished.begin(engine, container, fresh)
-    for each in mounts:
-        if each.kind == "volume" and not each.anonymous:
-            await engine.volumes.look_for(each.name, each.driver)
         container.mounts = await _make_volumes(engine, container, mounts)
         await unfinished.created(engine, container, fresh)
     except BaseException:
