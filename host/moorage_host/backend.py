@@ -35,7 +35,7 @@ with quick_imports(), postponed("aiohttp", __version__=""):
     from moorage_host.files import private_folder
     from moorage_host.link.forwarder import unix_listener
     from moorage_host.machine import console
-    from moorage_host.machine.machine import Progress
+    from moorage_host.machine.place import Progress
     from moorage_host.paths import Paths, docker_config, user_paths
     from moorage_host.session import AGENT_PATIENCE
     from moorage_host.settings import faults

@@ -26,7 +26,8 @@ from moorage_host.link.agent import Held
 from moorage_host.machine import console
 from moorage_host.machine.connection import Connection, choose_uri
 from moorage_host.machine.lifecycle import RUNNING, State
-from moorage_host.machine.machine import Machine, Power, Progress
+from moorage_host.machine.machine import Machine, Power
+from moorage_host.machine.place import Progress
 from moorage_host.machine.saved import Plan
 from moorage_host.paths import Paths
 from moorage_host.ports import prepare
@@ -116,7 +117,7 @@ class Controller:
             restart_needed=running
             and self._booted_with is not None
             and _resources(self._booted_with) != _resources(self._settings),
-            ssh_port=record.ssh_port if record and running else 0,
+            ssh_port=self._machine.known_ssh_port() if self._machine and running else 0,
             docker_socket=str(self._paths.docker_socket),
             docker_context=name if docker_context.exists(self._docker_config, name) else "",
             image_version=record.engine_version if record else "",
@@ -410,9 +411,7 @@ class Controller:
     async def _paused(self, machine: Machine, reason: str) -> None:
         """A machine that stopped by itself: an accelerator that gave up is replaced by tcg, a full disk is waited out."""
         accused = not any(word in reason for word in ("user", "error", "save", "migration", "starting"))
-        warning = (
-            await asyncio.to_thread(machine.blame, f"it stopped the running machine, {reason}") if accused else None
-        )
+        warning = await machine.blame(f"it stopped the running machine, {reason}") if accused else None
         if warning is None:
             if self.state is not State.PAUSED:
                 self._standing.move(State.PAUSED)
@@ -620,7 +619,8 @@ class Controller:
     def _fail(self, error: BaseException) -> None:
         self._close_session()
         self._boot_began = 0.0
-        self._standing.set(State.FAILED if self._paths.disk.exists() else State.ABSENT)
+        there_is_one = self._paths.disk.exists() or self._paths.remote_record.exists()
+        self._standing.set(State.FAILED if there_is_one else State.ABSENT)
         self._standing.note(str(error) if isinstance(error, HostError) else "the start was interrupted")
 
 

@@ -81,6 +81,11 @@ class Paths:
         return self.machine / "machine.json"
 
     @property
+    def remote_record(self) -> Path:
+        """Of a machine on another host: where its volumes are there, and which of them are whole."""
+        return self.machine / "remote.json"
+
+    @property
     def saved_state(self) -> Path:
         """The machine's memory where every boot is alike, as libvirt saves it; holds the guest's private host key."""
         return self.machine / "saved.state"

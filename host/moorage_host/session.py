@@ -38,6 +38,8 @@ RELEASE = 120.0  # seconds that mounting may take: a disk whose power was cut is
 AGENT_RETRY = 0.5
 AGENT_PATIENCE = 60.0
 LINK_WAIT = 15.0  # seconds that a client of docker.sock waits for the connection to come back
+ENGINE_WAIT = 30.0  # seconds that it waits for somebody who listens in the guest
+RETIREMENT = 60.0  # seconds of silence after which the clients of a connection that was replaced are given up
 
 M = TypeVar("M", bound=protocol.Message)
 T = TypeVar("T")
@@ -50,6 +52,7 @@ class Session:
         self._keys = keys
         self._port = port
         self._link: ssh.Link | None = None
+        self._retired: list[ssh.Link] = []
         self._changed = threading.Condition()
         self._closed = False
         self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="guest")
@@ -77,18 +80,26 @@ class Session:
 
     async def renew(self) -> None:
         """Replace a connection that has gone silent, once another one can be made: a guest that is merely slow, as under a
-        busy host, answers through neither, and keeps the old one with all that goes through it. Raises HostError."""
+        busy host, answers through neither, and keeps the old one. Clients who came through the old one keep it as long as the
+        guest answers there at all: it may have been slow, too. Raises HostError."""
         port = await self._port()
         fresh = await self._run(lambda: ssh.Link.connect(("127.0.0.1", port), self._keys, timeout=HANDSHAKE))
         if await self.answers():
             fresh.close()
             return
         with self._changed:
-            old, self._link = self._link, None if self._closed else fresh
+            if self._closed:
+                fresh.close()
+                return
+            old, self._link = self._link, fresh
+            if old is not None:
+                self._retired = [link for link in self._retired if link.alive] + [old]
             self._changed.notify_all()
-        for link in (old, fresh if self._closed else None):
-            if link is not None:
-                link.close()
+        if old is not None:
+            retire = threading.Thread(
+                target=lambda: old.retire(silence=SILENCE, patience=RETIREMENT), name="link-retires", daemon=True
+            )
+            retire.start()
 
     def link(self, wait: float = 0) -> ssh.Link:
         """The connection, waited for up to `wait` seconds; blocks. Raises HostError when there is none."""
@@ -104,8 +115,18 @@ class Session:
         raise HostError("there is no connection to the guest", hint="see moorage status", code=ErrorCode.UNAVAILABLE)
 
     def open_engine(self) -> paramiko.Channel:
-        """A stream to the engine's socket; blocks while the connection comes back."""
-        return self.link(LINK_WAIT).unix_socket(ENGINE_SOCKET, timeout=LINK_WAIT)
+        """A stream to the engine's socket for a client; blocks while the connection comes back, and somewhat longer while
+        nobody listens in the guest. Raises HostError."""
+        deadline = time.monotonic() + ENGINE_WAIT
+        while True:
+            link = self.link(LINK_WAIT)
+            try:
+                return link.unix_socket(ENGINE_SOCKET, timeout=LINK_WAIT, client=True)
+            except ssh.NobodyListens:
+                if time.monotonic() > deadline:
+                    raise
+            with self._changed:
+                self._changed.wait(AGENT_RETRY)
 
     async def ping(self, timeout: float = 10) -> bool:
         """Whether the engine answers /_ping through the tunnel within `timeout` seconds."""
@@ -205,8 +226,9 @@ class Session:
 
     def drop(self) -> None:
         """Close the connection so that the next `connect` makes a new one."""
-        if self._link is not None:
-            self._link.close()
+        for link in (self._link, *self._retired):
+            if link is not None:
+                link.close()
 
     def close(self) -> None:
         """Close the connection for good. Idempotent; does not wait for requests under way, whose channels are closed."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 
 from moorage_host.api import PublishedPort
+from moorage_host.errors import HostError
 from moorage_host.link import keys
 from moorage_host.link.forwarder import Forwarder, unix_listener
 from moorage_host.paths import Paths
@@ -33,7 +35,7 @@ class Ways:
             self.session = Session(keys.ensure(self._paths.client_key, self._paths.host_key), ssh_port)
         if self._docker is None:
             self._docker = Forwarder(
-                unix_listener(self._paths.docker_socket), self.session.open_engine, name="docker.sock"
+                unix_listener(self._paths.docker_socket), self.session.open_engine, name="docker.sock", refusal=_refusal
             )
         return self.session
 
@@ -54,3 +56,11 @@ class Ways:
         if self._ports is not None:
             self._ports.close()
             self._ports = None
+
+
+def _refusal(error: HostError) -> bytes:
+    """What a client of the engine is told, in the engine's form, when it cannot be reached."""
+    text = f"{error.message}; {error.hint}" if error.hint else error.message
+    body = json.dumps({"message": f"the machine cannot be reached: {text}"}).encode() + b"\n"
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

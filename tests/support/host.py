@@ -112,7 +112,7 @@ def fake_guest(folder: Path, serve: Callable[[paramiko.Channel], None]) -> Itera
             transport = paramiko.Transport(stream)
             transports.append(transport)
             transport.add_server_key(keys.host)
-            with contextlib.suppress(paramiko.SSHException, EOFError):
+            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
                 transport.start_server(server=_Server(keys))
                 threading.Thread(target=channels, args=(transport,), daemon=True).start()
 

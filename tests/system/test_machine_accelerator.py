@@ -11,7 +11,8 @@ from moorage_host.control import Controller
 from moorage_host.errors import HostError
 from moorage_host.machine import accelerator, console
 from moorage_host.machine.connection import Connection, choose_uri
-from moorage_host.machine.machine import Machine, Progress, Started
+from moorage_host.machine.machine import Machine, Started
+from moorage_host.machine.place import Progress
 from moorage_host.paths import Paths, user_paths
 from moorage_host.settings import Settings
 

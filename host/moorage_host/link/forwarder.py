@@ -21,17 +21,27 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 128 * 1024
 Opener = Callable[[], "paramiko.Channel"]
+LINGER = 5.0  # seconds that a client who is refused gets to send what it had to say
 
 
 class Forwarder:
     """One listening socket; each connection is pumped to the channel that `opener` gives for it.
 
-    `opener` may block and raises HostError when there is no way into the guest: the client then sees its connection closed.
+    `opener` may block and raises HostError when there is no way into the guest: the client then gets what `refusal` makes of
+    that, nothing by default, and sees its connection closed.
     """
 
-    def __init__(self, listener: socket.socket, opener: Opener, *, name: str) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        opener: Opener,
+        *,
+        name: str,
+        refusal: Callable[[HostError], bytes] = lambda _error: b"",
+    ) -> None:
         self._listener = listener
         self._opener = opener
+        self._refusal = refusal
         self._name = name
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -63,6 +73,7 @@ class Forwarder:
             channel = self._opener()
         except HostError as error:
             logger.info("forward %s: %s", self._name, error)
+            _refuse(client, self._refusal(error))
             self._forget(client)
             return
         back = threading.Thread(target=_to_client, args=(channel, client), name=f"forward {self._name}", daemon=True)
@@ -92,6 +103,18 @@ class Forwarder:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
         self._thread.join(timeout=5)
+
+
+def _refuse(client: socket.socket, words: bytes) -> None:
+    """Say so much and hang up, once the client has: closed with something unread, the connection would break before that."""
+    if not words:
+        return
+    with contextlib.suppress(OSError):
+        client.settimeout(LINGER)
+        client.sendall(words)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(CHUNK):
+            pass
 
 
 def _to_guest(client: socket.socket, channel: paramiko.Channel) -> None:
@@ -140,6 +163,7 @@ def tcp_listener(address: str, port: int) -> socket.socket:
     listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what accept(2) returns has it, too
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((address, port))

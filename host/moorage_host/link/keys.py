@@ -66,13 +66,13 @@ def _ensure(path: Path) -> str:
         ) from error
 
 
-def write_guest_config(path: Path, keys: Keys, host_key_file: Path, hostname: str) -> None:
-    """Write (0600) what the guest reads from QEMU at boot: name, keys and the time."""
+def guest_config(keys: Keys, hostname: str) -> str:
+    """What the guest reads from QEMU at boot: name, keys and the time. A secret: it holds the guest's private host key."""
     content = {
         "version": 1,
         "hostname": hostname,
         "ssh_authorized_key": keys.authorized,
-        "ssh_host_key": host_key_file.read_text(encoding="ascii"),
+        "ssh_host_key": keys.host_file.read_text(encoding="ascii"),
         "time": int(time.time()),
     }
-    write_atomically(path, json.dumps(content))
+    return json.dumps(content)

@@ -5,8 +5,11 @@ Everything here blocks; the backend calls it from threads.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
+import weakref
 
 import paramiko
 
@@ -17,6 +20,7 @@ STREAMLOCAL = "direct-streamlocal@openssh.com"
 USER = "root"
 KEEPALIVE = 10
 WINDOW = 4 << 20
+CARE = 2.0  # seconds between two looks at a link that is on its way out
 
 
 class NobodyListens(HostError):
@@ -52,6 +56,9 @@ class Link:
 
     def __init__(self, transport: TunnelTransport) -> None:
         self._transport = transport
+        self._clients: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
+        self._own: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
+        self._closed = threading.Event()
 
     @classmethod
     def connect(cls, address: tuple[str, int], keys: Keys, *, timeout: float) -> Link:
@@ -98,16 +105,46 @@ class Link:
     def answers(self, timeout: float) -> bool:
         """Whether the guest's sshd answers through this connection within `timeout` seconds. A broken one stays alive
         until TCP gives it up, which takes many minutes."""
-        try:
-            self._transport.open_session(timeout=timeout).close()
-        except (paramiko.SSHException, EOFError, OSError):
-            return False
-        return True
+        answered = threading.Event()
 
-    def unix_socket(self, path: str, *, timeout: float = 10) -> paramiko.Channel:
-        """A stream to a unix socket in the guest; raises HostError when nobody listens there or the link is down."""
+        def ask() -> None:
+            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+                self._transport.open_session(timeout=timeout).close()
+                answered.set()
+
+        # Apart: where nothing is taken any more the question itself cannot be sent, for as long as the link is open.
+        asking = threading.Thread(target=ask, name="ssh-answers", daemon=True)
+        asking.start()
+        asking.join(timeout)
+        return answered.is_set()
+
+    def retire(self, *, silence: float, patience: float) -> None:
+        """Serve those clients on who came through this link, and nobody else; it is closed when they have left, or when the
+        guest has not answered through it for `patience` seconds, asked for `silence` seconds each time. Blocks until then."""
+        own = list(self._own)
+
+        def close_own() -> None:
+            for channel in own:
+                channel.close()
+
+        threading.Thread(target=close_own, name="ssh-retires", daemon=True).start()
+        heard = time.monotonic()
+        while self.alive and any(not channel.closed for channel in list(self._clients)):
+            if self.answers(silence):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > patience:
+                break
+            if self._closed.wait(CARE):
+                break
+        self.close()
+
+    def unix_socket(self, path: str, *, timeout: float = 10, client: bool = False) -> paramiko.Channel:
+        """A stream to a unix socket in the guest, for a `client` that is not to lose it while the link is there at all; raises
+        HostError when nobody listens there or the link is down."""
         try:
-            return self._transport.open_streamlocal(path, timeout)
+            channel = self._transport.open_streamlocal(path, timeout)
+            (self._clients if client else self._own).add(channel)
+            return channel
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise NobodyListens(
                 f"nobody answers at {path} in the guest: {error}",
@@ -118,9 +155,11 @@ class Link:
     def tcp(self, host: str, port: int, origin: tuple[str, int], *, timeout: float = 10) -> paramiko.Channel:
         """A stream to a TCP port as seen from the guest; raises HostError when it is refused or the link is down."""
         try:
-            return self._transport.open_channel(
+            channel = self._transport.open_channel(
                 "direct-tcpip", (host, port), origin, timeout=timeout, window_size=WINDOW
             )
+            self._clients.add(channel)
+            return channel
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise HostError(
                 f"{host}:{port} in the guest does not answer: {error}", code=ErrorCode.UNAVAILABLE
@@ -129,7 +168,9 @@ class Link:
     def session(self, *, timeout: float = 10) -> paramiko.Channel:
         """A channel for a command or a shell."""
         try:
-            return self._transport.open_session(timeout=timeout)
+            channel = self._transport.open_session(timeout=timeout)
+            self._own.add(channel)
+            return channel
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise HostError(f"the guest takes no new session: {error}", code=ErrorCode.UNAVAILABLE) from error
 
@@ -146,6 +187,7 @@ class Link:
 
     def close(self) -> None:
         """Close the connection and every channel in it. Idempotent."""
+        self._closed.set()
         self._transport.close()
 
 

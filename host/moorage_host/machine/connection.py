@@ -13,11 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from moorage_contract.postponed import postponed
+
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder, write_atomically
+from moorage_host.link import remote_uri
 from moorage_host.machine.library import libvirt, missing
 
+with postponed(
+    "moorage_host.link.remote_host"
+):  # brings paramiko, which machines of this host do without until they boot
+    from moorage_host.link import remote_host
+
 T = TypeVar("T")
+
+# libvirt asks a remote libvirt that often (seconds) whether it is there, and gives it up after that many questions.
+KEEPALIVE = (5, 4)
 
 SYSTEM_SOCKETS = ("/run/libvirt/libvirt-sock", "/var/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 
@@ -62,11 +73,19 @@ def _answers(path: str) -> bool:
 
 
 class Connection:
-    """One connection to libvirt. All calls run in one thread named for it; `call` awaits them."""
+    """One connection to libvirt. All calls run in one thread named for it; `call` awaits them.
+
+    A connection that broke is opened anew by the next call. Of another host, `remote` is the SSH connection that it goes through.
+    Raises HostError for the URI of another host that cannot be served.
+    """
 
     def __init__(self, uri: str, embedded_root: Path) -> None:
         self.uri = uri
         self._root = embedded_root
+        away = remote_uri.parse(uri)
+        self.remote: remote_host.RemoteHost | None = None
+        if away is not None:
+            self.remote = remote_host.RemoteHost(away, embedded_root.with_name("libvirt.sock"))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="libvirt")
         self._connection: libvirt.virConnect | None = None
 
@@ -74,18 +93,13 @@ class Connection:
     def embedded(self) -> bool:
         return ":///embed" in self.uri
 
-    @property
-    def remote(self) -> bool:
-        """Whether the virtual machine would run on another host than this process."""
-        scheme, _, rest = self.uri.partition("://")
-        return "+" in scheme or (bool(rest) and not rest.startswith("/"))
-
     async def call(self, function: Callable[[libvirt.virConnect], T], *, deadline: float = 90) -> T:
         """Run `function` with the open connection in libvirt's thread. libvirt's own errors pass through.
 
-        Raises HostError when libvirt does not answer within `deadline` seconds; the call itself cannot be taken back.
+        Raises HostError when there is no connection, when it breaks meanwhile, and when libvirt does not answer within `deadline`
+        seconds; the call itself cannot be taken back.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(self._open()))
+        future = asyncio.get_running_loop().run_in_executor(self._executor, lambda: self._do(function))
         try:
             return await asyncio.wait_for(asyncio.shield(future), deadline)
         except TimeoutError as error:
@@ -93,6 +107,19 @@ class Connection:
                 f"libvirt ({self.uri}) did not answer within {deadline:.0f} s",
                 hint="see the backend's log",
                 code=ErrorCode.TIMEOUT,
+            ) from error
+
+    def _do(self, function: Callable[[libvirt.virConnect], T]) -> T:
+        connection = self._open()
+        try:
+            return function(connection)
+        except libvirt.libvirtError as error:
+            if connection.isAlive():
+                raise
+            raise HostError(
+                f"the connection to libvirt ({self.uri}) broke: {error}",
+                hint="see moorage status",
+                code=ErrorCode.UNAVAILABLE,
             ) from error
 
     def _open(self) -> libvirt.virConnect:
@@ -108,14 +135,21 @@ class Connection:
         if self.embedded:
             self._prepare_embedded()
         try:
-            self._connection = libvirt.open(self.uri)
+            self._connection = libvirt.open(self.remote.libvirt_uri() if self.remote else self.uri)
+            if self.remote is not None:
+                self._connection.setKeepAlive(*KEEPALIVE)
         except libvirt.libvirtError as error:
+            words = self.remote.said if self.remote is not None else ""
             raise HostError(
-                f"libvirt cannot open {self.uri}: {error}", hint=self._hint(), code=ErrorCode.UNAVAILABLE
+                f"libvirt cannot open {self.uri}: {words or error}", hint=self._hint(), code=ErrorCode.UNAVAILABLE
             ) from error
         return self._connection
 
     def _hint(self) -> str:
+        if self.remote is not None:
+            return (
+                f"is libvirt installed on {self.remote.name} (Debian: libvirt-daemon-system), and may this user use it?"
+            )
         if sys.platform == "darwin":
             return "install it: brew install libvirt qemu"
         if self.uri == "qemu:///session" and shutil.which("libvirtd") is None and shutil.which("virtqemud") is None:
@@ -136,6 +170,8 @@ class Connection:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            if self.remote is not None:
+                self.remote.close()
 
         self._executor.submit(close).result(timeout=30)
         self._executor.shutdown(wait=True)

@@ -5,8 +5,10 @@ libvirt's <interface type='user'> has no host forwards, so it is added, and foun
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
+from collections.abc import Callable
 
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.machine.domain_xml import NETDEV
@@ -16,14 +18,16 @@ GUEST_PORT = 22
 _FORWARD = re.compile(rf"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+{GUEST_PORT}\s")
 
 
-def ensure(domain: libvirt.virDomain, preferred: int = 0) -> int:
-    """The port on 127.0.0.1 that leads to the guest's sshd, added when it is not there. Blocks; run in libvirt's thread."""
+def ensure(domain: libvirt.virDomain, unused: Callable[[int], int], preferred: int = 0) -> int:
+    """The port on QEMU's 127.0.0.1 that leads to the guest's sshd, added when it is not there. Blocks; run in libvirt's thread.
+
+    `unused` gives a port to try, its argument when that will do.
+    """
     for _attempt in range(20):
         present = find(domain)
         if present:
             return present
-        port = preferred if preferred and _free(preferred) else _any_port()
-        _monitor(domain, f"hostfwd_add {NETDEV} tcp:127.0.0.1:{port}-:{GUEST_PORT}")
+        _monitor(domain, f"hostfwd_add {NETDEV} tcp:127.0.0.1:{unused(preferred)}-:{GUEST_PORT}")
         preferred = 0
     raise HostError(
         "QEMU takes no forward to the guest's SSH port",
@@ -42,16 +46,10 @@ def _monitor(domain: libvirt.virDomain, command: str) -> str:
     return str(libvirt_qemu.qemuMonitorCommand(domain, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP))
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
+def unused_port(preferred: int) -> int:
+    """A port of this host's 127.0.0.1 that nobody has, `preferred` when it is one."""
+    for port in (preferred, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+            return int(probe.getsockname()[1])
+    raise HostError("no port of 127.0.0.1 is free", code=ErrorCode.CONFLICT)

@@ -22,10 +22,13 @@ from moorage_contract.image_manifest import Manifest
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder, write_atomically
 from moorage_host.link import keys
-from moorage_host.machine import accelerator, console, disk, domain_xml, forward, image, saved
+from moorage_host.machine import accelerator, disk, domain_xml, forward, image, saved
 from moorage_host.machine.accelerator import Circumstances
 from moorage_host.machine.connection import Connection
+from moorage_host.machine.here import Here
 from moorage_host.machine.library import libvirt
+from moorage_host.machine.place import Place, Progress
+from moorage_host.machine.there import There
 from moorage_host.paths import Paths
 from moorage_host.settings import Settings
 
@@ -36,8 +39,6 @@ FIRST_OUTPUT = 6.0  # seconds; kvm and hvf have printed within one
 SILENCE = 60.0  # seconds that tcg, or an accelerator that was chosen, gets
 SETTLE = 1.0  # seconds after the first output that an untried accelerator is still watched closely
 POLL = 0.1
-
-Progress = Callable[[str], None]
 
 
 class Power(Enum):
@@ -83,6 +84,9 @@ class Machine:
     def __init__(self, paths: Paths, connection: Connection) -> None:
         self._paths = paths
         self._connection = connection
+        self._place: Place = (
+            Here(paths, connection.uri) if connection.remote is None else There(paths, connection, connection.remote)
+        )
         self._runs_since = 0.0  # monotonic, of the last start
         self._saved = saved.SavedState(paths)
         self._saved_key = ""  # of the start under way, or the last
@@ -115,7 +119,11 @@ class Machine:
             domain = self._own(connection, name)
             return Power.ABSENT if domain is None else _power(domain)
 
-        return await self._connection.call(look)
+        found = await self._connection.call(look)
+        if found is Power.RUNNING:
+            with contextlib.suppress(HostError):  # the console is worth a look, not a failure
+                await self._place.console_size()
+        return found
 
     async def start(
         self, settings: Settings, progress: Progress, *, cpu_model: str = "", use_saved: bool = True
@@ -126,36 +134,42 @@ class Machine:
         `cpu_model` overrides the processor model that an accelerator implies. With a saved state that fits, the machine goes on from
         that, unless not `use_saved`; one that cannot be restored is removed, and the machine boots.
         """
-        if self._connection.remote:
-            raise HostError(
-                f"machines on another host ({self._connection.uri}) are not supported yet: image and disk would have to be copied there",
-                hint="set libvirt_uri to auto",
-                code=ErrorCode.INVALID,
-            )
         private_folder(self._paths.machine)
-        arch = accelerator.native_arch()
+        arch = await self._place.arch()
         folder = self._paths.image if settings.image == "auto" else Path(settings.image)
-        program = accelerator.emulator(arch)
+        program = await self._place.emulator(arch)
         progress("checking the image")
         manifest = await asyncio.to_thread(image.checked, folder, self._paths.machine / "image.checked")
         if manifest.arch != arch:
             raise HostError(
-                f"the image in {folder} is for {manifest.arch}, this machine is {arch}",
-                hint="moorage image build",
+                f"the image in {folder} is for {manifest.arch}, the machine's host is {arch}",
+                hint=f"moorage image build --arch {arch}",
                 code=ErrorCode.INVALID,
             )
-        await asyncio.to_thread(disk.ensure, self._paths.disk, settings.disk_gib)
+        files = await self._place.furnish(settings, manifest, folder, progress)
         pair = await asyncio.to_thread(keys.ensure, self._paths.client_key, self._paths.host_key)
-        now = await asyncio.to_thread(accelerator.circumstances, program)
+        now = await self._place.circumstances(program)
         memory = accelerator.Memory(self._paths.accelerators, now)
-        choice = accelerator.choose(settings.accelerator, memory, lambda: accelerator.hardware(arch))
+        offered = await self._place.offered(arch) if settings.accelerator == "auto" else None
+        choice = accelerator.choose(settings.accelerator, memory, lambda: offered)
         record = self.record()
-        domain = self._domain(settings, manifest, folder, program, record.uuid, choice.name, cpu_model)
-        keys.write_guest_config(self._paths.guest_config, pair, self._paths.host_key, settings.name)
+        domain = domain_xml.Domain(
+            name=settings.name,
+            uuid=record.uuid,
+            arch=arch,
+            accelerator=choice.name,
+            emulator=program,
+            cpus=settings.cpus,
+            memory_mib=settings.memory_mib,
+            cmdline=manifest.cmdline,
+            cpu_model=cpu_model,
+            run_as_root=self._place.run_as_root,
+            **vars(files),
+        )
         warning = ""
         began, fallback_seconds = time.monotonic(), 0.0
         plan = saved.Plan.BOOT
-        if use_saved:
+        if use_saved and self._place.saves:
             plan = await self._plan(settings, dataclasses.replace(domain, held=True), manifest, now, pair)
         domain = dataclasses.replace(domain, held=plan is not saved.Plan.BOOT)
         port = 0
@@ -249,7 +263,7 @@ class Machine:
             present = self._own(connection, name)
             if present is None:
                 raise HostError("it is another machine's")
-            return forward.ensure(present, preferred)
+            return forward.ensure(present, self._place.unused_port, preferred)
 
         try:
             return await self._connection.call(run, deadline=saved.DEADLINE)
@@ -267,55 +281,23 @@ class Machine:
         """The machine was restored, and its engine answers."""
         self._saved.works()
 
-    def blame(self, reason: str) -> str | None:
-        """Remember that the accelerator of the running machine failed after boot; the warning to show, or None when it was tcg.
-
-        Blocks for a moment (asks QEMU's version).
-        """
+    async def blame(self, reason: str) -> str | None:
+        """Remember that the accelerator of the running machine failed after boot; the warning to show, or None when it was tcg."""
         record = self.record()
         if record.accelerator not in ("kvm", "hvf"):
             return None
-        now = accelerator.circumstances(accelerator.emulator(record.arch or accelerator.native_arch()))
+        now = await self._place.circumstances(await self._place.emulator(record.arch or await self._place.arch()))
         accelerator.Memory(self._paths.accelerators, now).remember(record.accelerator, reason)
         return f"{record.accelerator} does not work on this host ({reason}); the machine runs with tcg, which is slower"
 
-    def _domain(
-        self,
-        settings: Settings,
-        manifest: Manifest,
-        folder: Path,
-        program: Path,
-        identity: str,
-        name: str,
-        cpu_model: str,
-    ) -> domain_xml.Domain:
-        return domain_xml.Domain(
-            name=settings.name,
-            uuid=identity,
-            arch=manifest.arch,
-            accelerator=name,
-            emulator=program,
-            cpus=settings.cpus,
-            memory_mib=settings.memory_mib,
-            kernel=folder / manifest.kernel.name,
-            initrd=folder / manifest.initrd.name,
-            root=folder / manifest.root.name,
-            disk=self._paths.disk,
-            cmdline=manifest.cmdline,
-            guest_config=self._paths.guest_config,
-            console_log=self._paths.console_log,
-            cpu_model=cpu_model,
-            run_as_root=self._connection.uri.startswith("qemu:///system"),
-        )
-
     async def _boot(self, domain: domain_xml.Domain, record: Record, *, untried: bool) -> int:
         """Start `domain` and watch it until it has said something; the SSH port. Leaves no running machine when it raises."""
-        self._paths.console_log.unlink(missing_ok=True)
+        await self._place.clear_console()
         identity = await self._connection.call(lambda connection: self._define(connection, domain))
         self._write(dataclasses.replace(record, uuid=identity))
         domain = dataclasses.replace(domain, uuid=identity)
         try:
-            port = await self._connection.call(lambda connection: _create(connection, identity, record.ssh_port))
+            port = await self._connection.call(lambda connection: self._create(connection, identity, record.ssh_port))
             self._runs_since = time.monotonic()
             await self._watch(identity, domain.accelerator, untried=untried)
         except BaseException:
@@ -334,7 +316,7 @@ class Machine:
             if power is not Power.RUNNING:
                 raise HostError(f"the machine stopped while it started ({reason})", hint="see `moorage console`")
             now = time.monotonic()
-            if settled == 0.0 and console.size(self._paths.console_log):
+            if settled == 0.0 and await self._place.console_size():
                 settled = now + (SETTLE if untried else 0)
             if settled and now >= settled:
                 return
@@ -346,12 +328,25 @@ class Machine:
                 )
             await asyncio.sleep(POLL)
 
+    def _create(self, connection: libvirt.virConnect, identity: str, preferred_port: int) -> int:
+        domain = connection.lookupByUUIDString(identity)
+        try:
+            domain.create()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and domain.isActive():
+                return forward.ensure(domain, self._place.unused_port, preferred_port)
+            raise HostError(f"QEMU did not start: {_first_fault(str(error))}", hint="see the backend's log") from error
+        try:
+            return forward.ensure(domain, self._place.unused_port, preferred_port)
+        except libvirt.libvirtError as error:
+            raise HostError(f"QEMU ended right after its start: {_first_fault(str(error))}") from error
+
     def _define(self, connection: libvirt.virConnect, domain: domain_xml.Domain) -> str:
         """Define the domain, over its older self; its UUID. Raises HostError when the name belongs to somebody else."""
         with contextlib.suppress(libvirt.libvirtError):
             present = connection.lookupByName(domain.name)
             if present.UUIDString() != domain.uuid:
-                if str(self._paths.disk) not in present.XMLDesc():
+                if not self._place.owns(present):
                     raise HostError(
                         f"libvirt already has a virtual machine named {domain.name} that is not Moorage's",
                         hint="rename it, or choose another `name` in the settings",
@@ -368,13 +363,12 @@ class Machine:
 
     def _own(self, connection: libvirt.virConnect, name: str) -> libvirt.virDomain | None:
         """Our domain: by its UUID, or, when our record was lost, by name and disk."""
-        with contextlib.suppress(libvirt.libvirtError):
-            return connection.lookupByUUIDString(self.record().uuid)
-        with contextlib.suppress(libvirt.libvirtError):
-            domain = connection.lookupByName(name)
-            if str(self._paths.disk) in domain.XMLDesc():
-                return domain
-        return None
+        domain = _look_up(lambda: connection.lookupByUUIDString(self.record().uuid))
+        if domain is None:
+            domain = _look_up(lambda: connection.lookupByName(name))
+            if domain is not None and not self._place.owns(domain):
+                return None
+        return domain
 
     async def ssh_port(self, name: str) -> int:
         """The port on 127.0.0.1 that leads to the running guest's sshd, made anew when it is gone."""
@@ -383,9 +377,18 @@ class Machine:
             domain = self._own(connection, name)
             if domain is None:
                 raise HostError(f"there is no machine {name}", hint="moorage start", code=ErrorCode.NOT_FOUND)
-            return forward.ensure(domain, self.record().ssh_port)
+            return forward.ensure(domain, self._place.unused_port, self.record().ssh_port)
 
-        return await self._connection.call(ask)
+        port = await self._connection.call(ask)
+        record = self.record()
+        if port != record.ssh_port:
+            self._write(dataclasses.replace(record, ssh_port=port))
+        return self._place.way_in(port)
+
+    def known_ssh_port(self) -> int:
+        """The same by the record alone, 0 when the machine has none yet."""
+        port = self.record().ssh_port
+        return self._place.way_in(port) if port else 0
 
     async def reason(self, name: str) -> str:
         """Why the machine is in the power state that it is in, in libvirt's words."""
@@ -436,28 +439,26 @@ class Machine:
                     domain.destroy()
                 domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
-        try:
-            await self._connection.call(remove)
-        except libvirt.libvirtError as error:
-            raise HostError(f"libvirt does not let the machine go: {error}") from error
+        if self._connection.remote is None or self._paths.machine.is_dir():
+            try:
+                await self._connection.call(remove)
+            except libvirt.libvirtError as error:
+                raise HostError(f"libvirt does not let the machine go: {error}") from error
+            await self._place.clear()
         for path in sorted(self._paths.machine.glob("*")) if self._paths.machine.is_dir() else []:
             path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self._paths.machine.rmdir()
 
 
-def _create(connection: libvirt.virConnect, identity: str, preferred_port: int) -> int:
-    domain = connection.lookupByUUIDString(identity)
+def _look_up(look: Callable[[], libvirt.virDomain]) -> libvirt.virDomain | None:
+    """The domain, or None when libvirt says that there is none; any other answer of its passes through."""
     try:
-        domain.create()
+        return look()
     except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and domain.isActive():
-            return forward.ensure(domain, preferred_port)
-        raise HostError(f"QEMU did not start: {_first_fault(str(error))}", hint="see the backend's log") from error
-    try:
-        return forward.ensure(domain, preferred_port)
-    except libvirt.libvirtError as error:
-        raise HostError(f"QEMU ended right after its start: {_first_fault(str(error))}") from error
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
 
 
 def _first_fault(message: str) -> str:
@@ -488,7 +489,9 @@ def _power_and_reason(connection: libvirt.virConnect, identity: str) -> tuple[Po
         domain = connection.lookupByUUIDString(identity)
         power = _power(domain)
         state, reason = domain.state()
-    except libvirt.libvirtError:
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
         return Power.ABSENT, "it is gone"
     kinds = {
         libvirt.VIR_DOMAIN_RUNNING: "RUNNING",

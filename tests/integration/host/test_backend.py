@@ -80,9 +80,11 @@ def test_start_without_an_image_says_how_to_build_one(client: Client) -> None:
     assert client.status().state == "absent"
 
 
-def test_remote_libvirt_is_refused_clearly(client: Client) -> None:
-    with pytest.raises(HostError, match="another host"):
-        client.start(libvirt_uri="qemu+ssh://nowhere.invalid/system")
+def test_another_host_that_cannot_be_reached_is_told_and_leaves_no_machine(client: Client) -> None:
+    with pytest.raises(HostError, match=r"nowhere.invalid:22 cannot be reached over SSH") as caught:
+        client.start(libvirt_uri="qemu+ssh://me@nowhere.invalid/system")
+    assert "ssh me@nowhere.invalid" in caught.value.hint
+    assert client.status().state == "absent"
 
 
 def test_unreadable_settings_are_told_and_nothing_else_breaks(client: Client, paths: Paths) -> None:

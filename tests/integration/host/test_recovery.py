@@ -12,7 +12,8 @@ from moorage_host.control import Controller
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder
 from moorage_host.machine.connection import Connection
-from moorage_host.machine.machine import Machine, Power, Progress, Record, Started
+from moorage_host.machine.machine import Machine, Power, Record, Started
+from moorage_host.machine.place import Progress
 from moorage_host.paths import Paths, user_paths
 from moorage_host.settings import Settings
 

@@ -55,6 +55,12 @@ LINUX_PLACES = {
         *("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock", "/var/run/libvirt/libvirt-sock"),
     },
     "host/machine/domain_xml.py": {"/dev/urandom"},  # macOS has it too
+    "host/link/remote_host.py": {
+        "/etc/ssh/ssh_known_hosts",  # macOS has it too
+        *("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock", "/var/run/libvirt/libvirt-sock"),  # over there
+        *("/run/user/{uid}/libvirt/libvirt-sock", "/run/user/{uid}/libvirt/virtqemud-sock"),
+    },
+    "host/machine/there.py": {"/var/lib/libvirt/images"},  # on the other host
     "host/machine/saved.py": {"/proc/cpuinfo"},  # else what Python knows of the processor
     "host/session.py": {"/run/moorage/docker.sock"},  # in the guest
     "host/link/agent.py": {"/run/moorage/agent.sock"},  # in the guest
