@@ -256,22 +256,27 @@ class ClientStream:
         self._stream = stream
         self._messages = _Messages(stream)
         self._checked = False
+        self._sending = asyncio.Lock()
 
     async def send(self, message: Message) -> None:
-        """Send a message, waiting while the peer takes none. Raises PeerGone; GrpcError when the peer has answered with one."""
+        """Send a message, waiting while the peer takes none. Raises PeerGone; GrpcError when the peer has answered with one.
+
+        Several tasks may send.
+        """
         try:
-            await self._stream.send(_framed(message))
+            async with self._sending:
+                await self._stream.send(_framed(message))
         except PeerGone:
             await self._raise_answer()
             raise
 
     async def finish(self) -> None:
-        """Send no more."""
+        """Send no more; quiet when the peer has ended the call well before it was told that."""
         try:
             await self._stream.send(b"", end=True)
         except PeerGone:
-            await self._raise_answer()
-            raise
+            if not await self._raise_answer():
+                raise
 
     async def receive(self, kind: type[M]) -> M | None:
         """Return the next message, None when the peer has ended well. Raises GrpcError, PeerGone."""
@@ -287,11 +292,13 @@ class ClientStream:
         """Give the call up, unless it is over."""
         self._stream.reset(ErrorCodes.CANCEL)
 
-    async def _raise_answer(self) -> None:
-        """Raise what the peer answered before it stopped listening, if it did."""
+    async def _raise_answer(self) -> bool:
+        """Raise what the peer answered before it stopped listening; whether it has answered at all."""
         trailers = self._stream.trailers or self._stream.headers
         if any(name == b"grpc-status" for name, _ in trailers):
             _check_status(trailers)
+            return True
+        return False
 
 
 @dataclass

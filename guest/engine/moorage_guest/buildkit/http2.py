@@ -43,7 +43,7 @@ CONNECTION_WINDOW = 4 << 20
 MAX_STREAMS = 128
 
 #: Bytes that wait to be written, beyond which the peer is let go: it makes us answer and does not listen.
-MAX_BACKLOG = 8 << 20
+MAX_BACKLOG = 1 << 20
 
 
 class Reset(PeerGone):
@@ -113,6 +113,11 @@ class Stream:
         while True:
             if self.gone is not None:
                 raise self.gone
+            if self._ended and self._connection.client:
+                raise Reset("the call was answered before all of it was sent")
+            if not self._connection.writable.is_set():
+                await self._connection.writable.wait()
+                continue
             room = self._connection.room(self.number)
             if view and not room:
                 self._room.clear()
@@ -120,7 +125,7 @@ class Stream:
                 continue
             piece, view = view[:room], view[room:]
             last = end and not view
-            await self._connection.send_data(self.number, bytes(piece), last)
+            self._connection.send_data(self.number, bytes(piece), last)
             if not view:
                 self._finish(last)
                 return
@@ -150,6 +155,7 @@ class Stream:
         """The other side sends no more."""
         self._ended = True
         self._news.set()
+        self._room.set()
         self._forget_if_over()
 
     def got_headers(self, headers: Headers) -> None:
@@ -183,6 +189,7 @@ class Connection(asyncio.Protocol):
         settings = H2Configuration(
             client_side=client, header_encoding=None, normalize_outbound_headers=False, validate_outbound_headers=False
         )
+        self.client = client
         self.closed = asyncio.Event()
         self._h2 = H2Connection(settings)
         values = {
@@ -199,8 +206,9 @@ class Connection(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._transport: asyncio.Transport | None = None
         self._uncredited = 0
-        self._writable = asyncio.Event()
-        self._writable.set()
+        #: Whether the socket takes more now.
+        self.writable = asyncio.Event()
+        self.writable.set()
         self._lost: PeerGone | None = None
 
     @classmethod
@@ -263,17 +271,13 @@ class Connection(asyncio.Protocol):
         except H2Error as error:
             raise self._broken(number, error) from None
 
-    async def send_data(self, number: int, data: bytes, end: bool) -> None:
-        """Send one frame of data, waiting until the socket takes more."""
+    def send_data(self, number: int, data: bytes, end: bool) -> None:
+        """Send one frame of data that there is `room` for."""
         try:
             self._h2.send_data(number, data, end_stream=end)
         except H2Error as error:
             raise self._broken(number, error) from None
         self._flush()
-        if not self._writable.is_set():
-            await self._writable.wait()
-            if self._lost is not None:
-                raise self._lost
 
     def open_window(self, size: int, number: int) -> None:
         """Let the peer send more on a stream."""
@@ -331,10 +335,10 @@ class Connection(asyncio.Protocol):
         self._lose(PeerGone("the client has closed its connection" if exc is None else f"the connection broke: {exc}"))
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self.writable.clear()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self.writable.set()
 
     def _flush(self) -> None:
         data = self._h2.data_to_send()
@@ -398,7 +402,7 @@ class Connection(asyncio.Protocol):
     def _lose(self, error: PeerGone) -> None:
         if self._lost is None:
             self._lost = error
-        self._writable.set()
+        self.writable.set()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.lose(self._lost)

@@ -36,6 +36,9 @@ IN_MEMORY = 4 << 20
 #: Files that a context may have; each takes some hundred bytes of memory.
 MAX_ENTRIES = 1_000_000
 
+#: Bytes that all files together may claim to have before any of them has come.
+MAX_SIZE = 1 << 42
+
 _MAX_LINKS = 40
 
 _SMALL = 64 << 10
@@ -50,6 +53,14 @@ class _Node:
     offset: int = 0
     size: int = 0
     children: "dict[str, _Node] | None" = None
+
+
+@dataclass(slots=True)
+class Announced:
+    """A file that a tree knows of, and whose content comes in pieces, which `ContextTree.fill` takes. Its fields are the tree's."""
+
+    node: _Node
+    room: int
 
 
 def _folder(mode: int = 0o755, mtime_ns: int = 0) -> _Node:
@@ -94,14 +105,60 @@ class ContextTree(SourceTree):
         self._flush()
         self._parent([], name)[name] = node
 
+    def announce(self, entry: Entry) -> Announced | None:
+        """Add what an entry says; a regular file's content, for which its size is no promise, is left to `fill`. Blocks.
+
+        Returns None for everything else. Raises TarError, InvalidParameter, OSError.
+        """
+        node = self._put(entry, None)
+        return Announced(node, entry.size) if node is not None and entry.kind == REGULAR else None
+
+    def fill(self, pieces: Sequence[tuple[Announced, bytes]]) -> None:
+        """Write pieces of content behind what their files have already. Blocks. Raises OSError."""
+        for announced, data in pieces:
+            node = announced.node
+            if node.size + len(data) > announced.room:  # the file has grown since it was announced
+                self._move(announced, max(2 * announced.room, node.size + len(data)))
+            view, offset = memoryview(data), node.offset + node.size
+            node.size += len(data)
+            while view:
+                written = os.pwrite(self._content, view, offset)
+                view, offset = view[written:], offset + written
+
+    def _move(self, announced: Announced, room: int) -> None:
+        """Give a file more room, at another place."""
+        node, there = announced.node, self._reserve(room)
+        done = 0
+        while done < node.size and (
+            data := os.pread(self._content, min(1 << 20, node.size - done), node.offset + done)
+        ):
+            done += os.pwrite(self._content, data, there + done)
+        node.offset, announced.room = there, room
+
+    def _reserve(self, size: int) -> int:
+        """Return where content of so many bytes may be written."""
+        if size > MAX_SIZE - self._size:
+            raise TarError(f"a context of more than {MAX_SIZE} bytes is refused: leave some out with .dockerignore")
+        self._flush()
+        self._leave_memory(size)
+        offset, self._size = self._size, self._size + size
+        os.lseek(self._content, self._size, os.SEEK_SET)
+        return offset
+
+    def _leave_memory(self, more: int) -> None:
+        """Go on in a file on disk if the content becomes too large for memory."""
+        if not self._size <= IN_MEMORY < self._size + more:
+            return
+        self._flush()
+        with tempfile.TemporaryFile(dir=self.tmp, prefix="context-") as file:
+            os.lseek(self._content, 0, os.SEEK_SET)
+            while os.sendfile(file.fileno(), self._content, None, IN_MEMORY):
+                pass
+            os.lseek(file.fileno(), self._size, os.SEEK_SET)
+            os.dup2(file.fileno(), self._content, inheritable=False)
+
     def _append(self, data: memoryview) -> None:
-        if self._size <= IN_MEMORY < self._size + len(data):
-            self._flush()
-            with tempfile.TemporaryFile(dir=self.tmp, prefix="context-") as file:
-                os.lseek(self._content, 0, os.SEEK_SET)
-                while os.sendfile(file.fileno(), self._content, None, IN_MEMORY):
-                    pass
-                os.dup2(file.fileno(), self._content, inheritable=False)
+        self._leave_memory(len(data))
         self._size += len(data)
         if len(data) < _SMALL:
             self._small += data
@@ -119,7 +176,8 @@ class ContextTree(SourceTree):
         while data:
             data = data[os.write(self._content, data) :]
 
-    def _put(self, entry: Entry, source: BufferedSource) -> None:
+    def _put(self, entry: Entry, source: BufferedSource | None) -> _Node | None:
+        """Add what an entry says and return it; None for what stays as it is. Without a source content comes later."""
         self._entries += 1
         if self._entries > MAX_ENTRIES:
             raise TarError(f"a context of more than {MAX_ENTRIES} files is refused: leave some out with .dockerignore")
@@ -127,10 +185,10 @@ class ContextTree(SourceTree):
         if ".." in parts:
             raise TarError(f'"{entry.name}" is outside of the context')
         if not parts:
-            return
+            return None
         try:
             siblings = self._parent(parts[:-1], entry.name)
-            self._place(siblings, parts[-1], entry, source)
+            return self._place(siblings, parts[-1], entry, source)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InvalidParameter(f"{entry.name}: {error.strerror}") from None
 
@@ -140,13 +198,15 @@ class ContextTree(SourceTree):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), shown)
         return children
 
-    def _place(self, siblings: dict[str, _Node], leaf: str, entry: Entry, source: BufferedSource) -> None:
+    def _place(
+        self, siblings: dict[str, _Node], leaf: str, entry: Entry, source: BufferedSource | None
+    ) -> _Node | None:
         there = siblings.get(leaf)
         if entry.kind == FOLDER:
             if there is not None and there.kind == SYMLINK:
                 with contextlib.suppress(OSError):
                     if self._resolve(entry.name).children is not None:
-                        return  # a link to a folder serves as one
+                        return None  # a link to a folder serves as one
             if there is None or there.children is None:
                 siblings[leaf] = _folder(entry.mode, entry.mtime_ns)
             else:
@@ -162,9 +222,12 @@ class ContextTree(SourceTree):
         else:
             mode = 0o777 if entry.kind == SYMLINK else entry.mode  # as on a disk
             node = _Node(entry.kind, mode, entry.mtime_ns, entry.link, self._size, entry.size)
-            if entry.kind == REGULAR:
+            if entry.kind == REGULAR and source is not None:
                 self._take(entry, source)
+            elif entry.kind == REGULAR:
+                node.offset, node.size = self._reserve(entry.size), 0
             siblings[leaf] = node
+        return siblings[leaf]
 
     def _take(self, entry: Entry, source: BufferedSource) -> None:
         left = entry.size
