@@ -10,7 +10,8 @@ from moorage_contract.postponed import postponed
 
 __all__ = [
     "AbstractStreamWriter", "BaseRequest", "ClientPayloadError", "HTTPException", "HttpProcessingError", "HttpVersion11",
-    "RequestHandler", "Response", "Server", "StreamReader", "StreamResponse", "WSMsgType", "WebSocketResponse", "aiohttp",
+    "RequestHandler", "Response", "Server", "StreamReader", "StreamResponse", "StreamWriter", "WSMsgType",
+    "WebSocketResponse", "aiohttp",
 ]  # fmt: skip
 
 # Its modules ask for the version, which stands in headers that the engine sets itself.
@@ -20,7 +21,7 @@ with postponed("aiohttp", __version__=""):
     from aiohttp.client_exceptions import ClientPayloadError
     from aiohttp.http import WSMsgType
     from aiohttp.http_exceptions import HttpProcessingError
-    from aiohttp.http_writer import HttpVersion11
+    from aiohttp.http_writer import HttpVersion11, StreamWriter
     from aiohttp.streams import StreamReader
     from aiohttp.web_exceptions import HTTPException
     from aiohttp.web_protocol import RequestHandler

@@ -24,6 +24,7 @@ from moorage_guest.api.clients import Clients
 from moorage_guest.api.kept import Holder, Kept
 from moorage_guest.api.protocol import Protocol
 from moorage_guest.api.tlsfront import TlsFront
+from moorage_guest.api.writer import AnswerWriter
 from moorage_guest.errors import EngineError, InvalidParameter
 
 log = logging.getLogger(__name__)
@@ -85,8 +86,9 @@ class ApiRequest(web.BaseRequest):
         self.connection.give_away()
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        if self._kept is not None:
-            self._kept.begin_answer()
+        writer = self._payload_writer
+        assert isinstance(writer, AnswerWriter)
+        writer.begin(self._kept, whole=isinstance(response, web.Response))
 
     @property
     def version_http10(self) -> bool:
@@ -286,11 +288,12 @@ def _make_request(
     message: Any,
     payload: web.StreamReader,
     protocol: web.RequestHandler,
-    writer: web.AbstractStreamWriter,
+    _writer: web.AbstractStreamWriter,
     task: "asyncio.Task[None]",
 ) -> ApiRequest:
     # A build context or an image has no limit: client_max_size bounds only what read() takes, and json_body has its own.
-    return ApiRequest(message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=0)
+    loop = asyncio.get_running_loop()
+    return ApiRequest(message, payload, protocol, AnswerWriter(protocol, loop), task, loop, client_max_size=0)
 
 
 # -- answers ------------------------------------------------------------------------------------------------------------
