@@ -295,6 +295,14 @@ def test_volumes_are_shared_filled_and_removed(moored: Moored, tmp_path: Path) -
     moored.docker("volume", "rm", "named")
 
 
+def test_a_file_is_bound_read_only_where_the_image_has_nothing(moored: Moored, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("there\n")
+    done = moored.docker_run("run", "--rm", "-v", f"{file}:/run/new/file:ro", "busybox", "sh", "-c", "cat /run/new/file; echo x > /run/new/file")  # fmt: skip
+    assert done.stdout == "there\n", done
+    assert "Read-only file system" in done.stderr
+
+
 def test_mounts_tmpfs_binds_and_read_only_root(moored: Moored) -> None:
     folder = moored.sandbox.root / "bound"
     folder.mkdir()

@@ -362,8 +362,9 @@ def oci_mounts(mounts: Iterable[tuple[MountRecord, Path | None]]) -> list[MountP
         options = ["bind" if mount.non_recursive else "rbind"]
         if mount.read_write:
             options.append("rw")
-        else:  # what is mounted below is read-only too, unless the client is older than that
-            options.append("ro" if mount.read_only_non_recursive or not recursive_read_only() else "rro")
+        else:  # what is mounted below is read-only too, unless the client is older than that; crun takes no file for a tree
+            whole = recursive_read_only() and not mount.read_only_non_recursive and not source.is_file()
+            options.append("rro" if whole else "ro")
         propagation = mount.propagation or "rprivate"
         if mount.non_recursive:  # crun takes a whole tree for a propagation of whole trees
             propagation = propagation.removeprefix("r")
