@@ -208,8 +208,12 @@ def test_limits_and_networks_reach_the_containers(moored: Moored, tmp_path: Path
     assert "192.0.2.7\tsomewhere" in out
 
 
-def test_squash_and_buildkit_are_refused_in_words(moored: Moored, tmp_path: Path) -> None:
-    for query, message in (({"squash": "1"}, "experimental"), ({"version": "2"}, "BuildKit")):
+def test_squash_outputs_and_unknown_builders_are_refused_in_words(moored: Moored, tmp_path: Path) -> None:
+    for query, message in (
+        ({"squash": "1"}, "experimental"),
+        ({"version": "3"}, "invalid version"),
+        ({"outputs": "[{}]"}, "buildx"),
+    ):
         reply = moored.api.call("POST", "/build", query=query, body=b"", headers={"Content-Type": "application/x-tar"})
         assert reply.status == 400
         assert message in reply.json["message"]

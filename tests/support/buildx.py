@@ -1,5 +1,6 @@
 """Debian's buildx plugin, unpacked but not installed, and a stand-in for the image of BuildKit that it works with."""
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -83,3 +84,31 @@ def _answer(stream: int, message: bytes) -> bytes:
     head = status_200 + _header(b"content-type", b"application/grpc")
     data = b"\0" + len(message).to_bytes(4, "big") + message
     return _frame(1, 4, stream, head) + _frame(0, 0, stream, data) + _frame(1, 5, stream, _header(b"grpc-status", b"0"))
+
+
+def install(config: Path) -> None:
+    """Make the plugin one of the CLI whose configuration is in a folder."""
+    plugins = config / "cli-plugins"
+    plugins.mkdir(parents=True, exist_ok=True)
+    if not (plugins / "docker-buildx").exists():
+        (plugins / "docker-buildx").symlink_to(plugin())
+
+
+def lines(output: str) -> list[str]:
+    """Return what buildx says with --progress=plain, without what no two builds have in common: times, sizes, digests, numbers
+    of steps and the order of steps that run side by side.
+    """
+    found: dict[str, list[str]] = {}
+    for line in output.splitlines():
+        number, _, text = line.partition(" ") if re.match(r"#\d+ ", line) else ("", "", line)
+        if not text or number == "#0":
+            continue
+        text = re.sub(r"\bsha256:[0-9a-f]{64}", "sha256:ID", text)
+        text = re.sub(r"\b\d+(\.\d+)?(kB|MB|B)\b( / \d+(\.\d+)?(kB|MB|B))?", "SIZE", text)
+        text = re.sub(r" ?\b\d+\.\d+s\b", "", text)
+        text = re.sub(r"^(> )?\d+\.\d+ ", r"\1", text)
+        step = found.setdefault(number, [])
+        if not re.match(r"(sha256:ID SIZE|transferring \w+: SIZE$|exporting layers$|copying files SIZE$|DONE$)", text):
+            step.append(text)
+    steps = [step for number, step in found.items() if number]
+    return [line for step in sorted(steps) for line in step] + found.get("", [])

@@ -9,7 +9,19 @@ from typing import Any
 from moorage_contract.daemon_config import DaemonConfig, as_json, fingerprint
 
 from moorage_guest import sysinfo
-from moorage_guest.api import again, build, container_streams, containers, exec, images, networks, off, system, volumes
+from moorage_guest.api import (
+    again,
+    build,
+    buildkit,
+    container_streams,
+    containers,
+    exec,
+    images,
+    networks,
+    off,
+    system,
+    volumes,
+)
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore, startoptions
@@ -19,6 +31,7 @@ from moorage_guest.engine.shims import Agent
 from moorage_guest.engineconfig import SettingsError, engine_settings, net_config, registry_settings
 from moorage_guest.events import EventBus
 from moorage_guest.images import registry
+from moorage_guest.images.buildcache import BuildCache
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.store import Images
 from moorage_guest.info import engine_id, engine_info, masked_proxy
@@ -50,6 +63,7 @@ class Graph:
         self.pump = Pump()
         self.images = Images(data_root, self.store, self.events)
         self.layers = Layers(data_root, self.store, self.images)
+        self.build_cache = BuildCache(data_root.build_cache, self.store, self.images)
         self.plugins = Plugins(plugin_folders(data_root, exec_root))
         self.volumes = Volumes(self.store, self.events, data_root, self.plugins)
         self.networks = Networks(
@@ -73,6 +87,15 @@ class Graph:
         self.images.is_running = lambda container_id: container_id in self.containers.running
         self.images.configure(registry_settings(config.current))
         self._build_steps = ContainerSteps(self.containers)
+        self.buildkit = buildkit.BuildKit(
+            self.images,
+            self.layers,
+            self._build_steps,
+            self.build_cache,
+            spawn=self.containers.task,
+            worker_id=self.identity,
+            host_gateways=self.networks.host_gateways,
+        )
         self.server = ApiServer(again.checked(self._routes(), self.containers, self.networks), holder=agent)
         self.spare = Spare()
         self.server.on_streamed = self.spare.soon
@@ -91,7 +114,8 @@ class Graph:
             *containers.routes(self.containers),
             *exec.routes(self.containers),
             *images.routes(self.images),
-            *build.routes(self.images, self.layers, self._build_steps),
+            *build.routes(self.images, self.layers, self._build_steps, self.build_cache, self.buildkit),
+            *buildkit.routes(self.buildkit),
             *networks.routes(self.networks, self.containers),
             *volumes.routes(self.volumes),
             *off.routes(lambda: self.config.current.live_restore),
@@ -101,6 +125,7 @@ class Graph:
         """Take back what runs, then free what nobody holds. Raises StoreError or OSError when the roots are unusable."""
         self.pump.start()
         await self.images.start()
+        await self.build_cache.start()
         await restore.start(self.containers, self._resume_streams)
         self.containers.task(self._build_steps.clear(), "removal of what builds left")
         if self.store.recovered is None:
@@ -187,7 +212,7 @@ class Graph:
 
     async def disk_usage(self, wanted: set[str]) -> dict[str, Any]:
         """Return the answer of GET /system/df."""
-        return await disk_usage(self.images, self.containers, self.volumes, wanted)
+        return await disk_usage(self.images, self.build_cache, self.containers, self.volumes, wanted)
 
     async def login(self, credentials: dict[str, Any]) -> dict[str, Any]:
         """Check registry credentials by asking the registry."""

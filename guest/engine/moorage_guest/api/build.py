@@ -8,27 +8,34 @@ from dataclasses import dataclass
 from moorage_contract.postponed import postponed
 
 from moorage_guest import web
+from moorage_guest.api.buildkit import BuildKit
 from moorage_guest.api.images import streamed
-from moorage_guest.api.server import ApiRequest, Route, filters, json_response, query_bool
+from moorage_guest.api.server import ApiRequest, Route, filters, json_response, query_bool, query_int
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import listing, remote
 from moorage_guest.images.build.runner import StepRunner
 from moorage_guest.images.build.sources import FolderTree, SourceTree
+from moorage_guest.images.buildcache import BuildCache
 from moorage_guest.images.compression import compression
-from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.registry import decode_header
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import BodyFile, BufferedSource, ProgressQueue, with_body
 from moorage_guest.images.tarformat import looks_like_tar
 
-with postponed(*(f"moorage_guest.images.build.{each}" for each in ("builder", "context", "git", "options"))):
+with postponed(
+    *(f"moorage_guest.images.build.{each}" for each in ("builder", "context", "git", "options")),
+    "moorage_guest.buildkit.legacy",
+    "moorage_guest.images.cacheuse",
+):
+    from moorage_guest.buildkit import legacy
+    from moorage_guest.images import cacheuse
     from moorage_guest.images.build import builder, context, git, options
 
 
-def routes(images: Images, layers: Layers, runner: StepRunner) -> list[Route]:
+def routes(images: Images, layers: Layers, runner: StepRunner, cache: BuildCache, buildkit: BuildKit) -> list[Route]:
     """Return the routes of this area."""
-    handlers = _Handlers(images, layers, runner)
+    handlers = _Handlers(images, layers, runner, cache, buildkit)
     return [
         Route("POST", "/build", handlers.build),
         Route("POST", "/build/prune", handlers.prune),
@@ -41,8 +48,12 @@ class _Handlers:
     images: Images
     layers: Layers
     runner: StepRunner
+    cache: BuildCache
+    buildkit: BuildKit
 
     async def build(self, request: ApiRequest) -> web.StreamResponse:
+        if request.query.get("version") == "2":
+            return await self._build_as_buildkit(request)
         header = request.headers.get("X-Registry-Config", "")
         wanted = options.read_options(request.query, decode_header(header))
 
@@ -70,26 +81,34 @@ class _Handlers:
                     await with_body(body, lambda file: take(tree, file, dockerfile=wanted.dockerfile))
             yield tree
 
+    async def _build_as_buildkit(self, request: ApiRequest) -> web.StreamResponse:
+        async def work(progress: ProgressQueue) -> None:
+            await legacy.build(self.buildkit.control, request.query, request.content, progress.send)
+
+        return await streamed(request, work)
+
     async def prune(self, request: ApiRequest) -> web.StreamResponse:
         wanted = filters(request, listing.CACHE_FILTERS)
         times = [*wanted.get("until", []), *wanted.get("unused-for", [])]
-        until = min((listing.timestamp(each) for each in times), default=None)
-        everything = query_bool(request, "all")
         narrowed = wanted.keys() - {"until", "unused-for"}
-        chosen = {f"sha256:{each['ID']}" for each in listing.build_cache(self.images) if listing.cached(each, wanted)}
-
-        def keep(image: Image) -> bool:
-            if image.tags or image.digests or (not image.parent and not everything):
-                return True
-            return bool(narrowed) and image.id not in chosen
-
-        done, freed = await self.images.prune(dangling=True, until=until, keep=keep, parents=not narrowed)
-        deleted = [each["Deleted"] for each in done if "Deleted" in each]
+        what = cacheuse.Prune(
+            everything=query_bool(request, "all"),
+            until=min((listing.timestamp(each) for each in times), default=None),
+            chosen=(lambda entry: listing.cached(entry, wanted)) if narrowed else None,
+            reserved=query_int(request, "reserved-space") or query_int(request, "keep-storage") or 0,
+            max_used=query_int(request, "max-used-space") or 0,
+            min_free=query_int(request, "min-free-space") or 0,
+        )
+        deleted, _gone, freed = await cacheuse.CacheUse(self.images, self.cache).prune(what)
         return json_response({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
 
     async def cancel(self, request: ApiRequest) -> web.StreamResponse:
-        # BuildKit's way to end a build by id; a classic build ends when its client goes.
-        return web.Response(status=204)
+        """End a build in BuildKit's way by its id; a classic build ends when its client goes."""
+        build_id = request.query.get("id", "")
+        if not build_id:
+            raise InvalidParameter("build ID not provided")
+        self.buildkit.control.cancel(build_id)
+        return web.Response(status=200)
 
 
 def take(tree: "context.ContextTree", file: BodyFile, *, dockerfile: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Swarm, plugins and BuildKit: features that Moorage does not have, answered as dockerd answers while they are off."""
+"""Swarm and plugins: features that Moorage does not have, answered as dockerd answers while they are off."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,6 @@ NOT_A_MANAGER = (
 )
 LIVE_RESTORE_AND_SWARM = "--live-restore daemon configuration is incompatible with swarm mode"
 NO_SWARM = "Moorage has no swarm mode: it runs standalone containers (use Compose for several at once)"
-NO_BUILDKIT = (
-    "the engine has the classic builder and no BuildKit of its own: set DOCKER_BUILDKIT=0, or run BuildKit as a container "
-    "with docker buildx create --use --driver docker-container"
-)
 NO_PLUGINS = "Moorage has no managed plugins: drivers are built in, or legacy plugins that somebody else starts"
 
 #: Operations that only a swarm manager has.
@@ -59,8 +55,6 @@ def routes(live_restore: Callable[[], bool]) -> list[Route]:
         Route("POST", "/swarm/join", swarm_init),
         Route("POST", "/swarm/leave", _refuse(Unavailable, "This node is not part of a swarm")),
         Route("POST", "/swarm/unlock", _refuse(Unavailable, "This node is not part of a swarm")),
-        Route("POST", "/session", _refuse(NotImplementedByEngine, NO_BUILDKIT)),
-        Route("POST", "/grpc", _refuse(NotImplementedByEngine, NO_BUILDKIT)),
         Route("GET", "/plugins", plugins),
         Route("GET", "/plugins/privileges", _refuse(NotImplementedByEngine, NO_PLUGINS)),
         Route("POST", "/plugins/pull", _refuse(NotImplementedByEngine, NO_PLUGINS)),

@@ -14,6 +14,7 @@ from moorage_guest.buildkit.messages import (
     RpcStatus,
     SourceInfo,
     SourceOp,
+    SourcePolicy,
     WorkerRecord,
 )
 from moorage_guest.buildkit.protobuf import (
@@ -149,6 +150,7 @@ class SolveRequest(Message):
     cache_imports: list[CacheOptionsEntry] = embedded_list(12, CacheOptionsEntry)
     inputs: dict[str, Definition] = embedded_mapping(13, Definition)
     evaluate: bool = boolean(14)
+    source_policies: list[SourcePolicy] = embedded_list(15, SourcePolicy)
 
 
 @dataclass(slots=True)

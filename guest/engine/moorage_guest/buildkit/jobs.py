@@ -16,7 +16,7 @@ from moorage_guest.buildkit.errors import Code, GrpcError
 from moorage_guest.buildkit.messages import SolveRequest
 from moorage_guest.buildkit.status import BuildStatus
 from moorage_guest.errors import Conflict, NotFound
-from moorage_guest.images.build.seams import Built
+from moorage_guest.images.build.seams import Built, Session
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,13 @@ class Outcome:
 class Job:
     """One build of a client's, from its Solve to the end of that."""
 
-    def __init__(self, request: SolveRequest) -> None:
+    def __init__(
+        self, request: SolveRequest, session: Session | None = None, status: BuildStatus | None = None
+    ) -> None:
         self.request = request
-        self.status = BuildStatus()
+        #: What answers the build's questions; None for the session that the request names.
+        self.session = session
+        self.status = status or BuildStatus()
         self.begun_ns = time.time_ns()
         #: What the client gives back, when it leads the build itself.
         self.returned: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -85,7 +89,7 @@ class Job:
                 await self._over.wait()
         except asyncio.CancelledError:
             if not ready.done():
-                ready.set_exception(GrpcError(Code.CANCELLED, "context canceled"))
+                ready.set_exception(_cancelled())
             raise
         except Exception as error:
             if ready.done():
@@ -97,6 +101,13 @@ class Job:
     def outcomes(self) -> Mapping[str, Outcome]:
         """What it has built so far, by id."""
         return self._outcomes
+
+    def cancel(self) -> None:
+        """End what is being built, or waited for; whoever waits for it is told so."""
+        if not self.returned.done():
+            self.returned.set_exception(_cancelled())
+        for task in self._building:
+            task.cancel()
 
     async def close(self) -> None:
         """Give up what was built, end what is being built, and say to all that nothing more comes."""
@@ -110,6 +121,10 @@ class Job:
         self.status.close()
 
 
+def _cancelled() -> GrpcError:
+    return GrpcError(Code.CANCELLED, "context canceled")
+
+
 class Jobs:
     """All builds under way, and what the last ones told of themselves."""
 
@@ -119,11 +134,13 @@ class Jobs:
         self._opened = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def opened(self, request: SolveRequest) -> AsyncIterator[Job]:
+    async def opened(
+        self, request: SolveRequest, session: Session | None = None, status: BuildStatus | None = None
+    ) -> AsyncIterator[Job]:
         """A new build, known until the end of the block. Raises Conflict."""
         if request.ref in self._jobs:
             raise Conflict(f"job ID {request.ref} exists")
-        job = self._jobs[request.ref] = Job(request)
+        job = self._jobs[request.ref] = Job(request, session, status)
         self._opened.set()
         self._opened = asyncio.Event()
         try:
@@ -153,6 +170,11 @@ class Jobs:
         if ref in self._jobs:
             return self._jobs[ref]
         raise NotFound(f"no such job {ref}")
+
+    def cancel(self, ref: str) -> None:
+        """End a build; quiet when there is none of that id."""
+        if ref in self._jobs:
+            self._jobs[ref].cancel()
 
     def outcome(self, outcome_id: str) -> Outcome:
         """Return a result of any build under way. Raises NotFound."""

@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -370,21 +370,38 @@ class Layers:
         return await self._run(self._read, list(chain), work)
 
     def _read(self, chain: list[str], work: Callable[[Path], T]) -> T:
+        with self._view(chain) as root:
+            return work(root)
+
+    @contextlib.contextmanager
+    def _view(self, chain: list[str]) -> Iterator[Path]:
         lower = self._layer_store.lower_names(chain)
         if len(lower) == 1:
-            return work(self._layer_store.root / lower[0])
+            yield self._layer_store.root / lower[0]
+            return
         folder = Path(tempfile.mkdtemp(dir=self._layer_store.tmp, prefix="read-"))
         try:
             (folder / "merged").mkdir()
             if lower:
                 self._overlay(folder / "merged", lower)
             try:
-                return work(folder / "merged")
+                yield folder / "merged"
             finally:
                 if lower:
                     kernel.unmount(folder / "merged", lazy=True)
         finally:
             remove_tree(folder)
+
+    @contextlib.asynccontextmanager
+    async def viewed(self, chain: Sequence[str]) -> AsyncIterator[Path]:
+        """A root file system that is there to be read until the end of the block; whoever reads does so in a thread."""
+        with contextlib.ExitStack() as view:
+            root = await self._run(view.enter_context, self._view(list(chain)))
+            closing = view.pop_all()
+            try:
+                yield root
+            finally:
+                await asyncio.shield(self._run(closing.close))
 
     async def take(
         self,

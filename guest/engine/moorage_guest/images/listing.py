@@ -273,7 +273,7 @@ def cached(entry: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> bool:
 
 
 def disk_usage(images: Images) -> dict[str, Any]:
-    """Return the parts of GET /system/df that are about images and the build cache."""
+    """Return the parts of GET /system/df that are about images."""
     users = images.in_use()
     parents = {image.parent for image in images.all() if image.parent}
     return {
@@ -283,5 +283,4 @@ def disk_usage(images: Images) -> dict[str, Any]:
             for image in images.all()
             if image.tags or image.digests or not (image.parent or image.id in parents)
         ],
-        "BuildCache": build_cache(images),
     }

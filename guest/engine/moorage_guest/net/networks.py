@@ -249,6 +249,10 @@ class Networks:
         finally:
             self._reaping = None
 
+    def host_gateways(self) -> list[str]:
+        """Return what host-gateway stands for: addresses of the host as containers see it."""
+        return self._sandboxes.naming.host_gateways()
+
     async def write_host_files(self, request: SandboxRequest, *, host_network: bool) -> None:
         """Write hosts, hostname and resolv.conf of a container with network mode host or none."""
         write = partial(

@@ -87,14 +87,11 @@ def _json(query: Mapping[str, str], name: str, kind: type) -> Any:
 def read_options(query: "MultiMapping[str]", logins: Mapping[str, Any]) -> BuildOptions:
     """Read the query of POST /build; ``logins`` is X-Registry-Config. Raises InvalidParameter."""
     if query.get("version", "1") not in ("", "1"):
-        raise InvalidParameter(
-            "BuildKit is not part of this engine: build with DOCKER_BUILDKIT=0, or make a builder with "
-            "docker buildx create --driver docker-container"
-        )
+        raise InvalidParameter(f'invalid version "{query["version"]}"')
     if _flag(query, "squash"):
         raise InvalidParameter("squash is only supported with experimental mode, which this engine does not have")
     if query.get("outputs"):
-        raise InvalidParameter("custom outputs need BuildKit, which is not part of this engine")
+        raise InvalidParameter("custom outputs need BuildKit: build with docker buildx build")
     host: dict[str, Any] = {}
     for name, target in _NUMBERS.items():
         if query.get(name):

@@ -1,0 +1,228 @@
+"""docker buildx, docker build with it, bake and Compose build on the engine's own builder, as on dockerd's BuildKit."""
+
+import json
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support import buildx
+from tests.support.dockerd import tools_root
+from tests.support.moored import Moored, wait_for
+
+pytestmark = pytest.mark.root
+
+
+def run(
+    moored: Moored, *argv: str, folder: Path | None = None, timeout: float = 120
+) -> "subprocess.CompletedProcess[str]":
+    """Run docker as somebody who has buildx and has chosen nothing."""
+    buildx.install(moored.docker_config)
+    return subprocess.run(
+        ["docker", *argv], env=environment(moored), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=timeout, cwd=folder, check=False,
+    )  # fmt: skip
+
+
+def environment(moored: Moored) -> dict[str, str]:
+    found = dict(moored.docker_environment())
+    del found["DOCKER_BUILDKIT"]
+    return found
+
+
+def build(moored: Moored, folder: Path, *options: str) -> str:
+    """Build and return what was said."""
+    done = run(moored, "buildx", "build", "--progress=plain", *options, str(folder))
+    assert done.returncode == 0, f"{done.stderr}\n{moored.log()}"
+    return done.stderr
+
+
+def write(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_an_image_is_built_named_and_told_of(moored: Moored, tmp_path: Path) -> None:
+    context = write(
+        tmp_path / "context",
+        {
+            "Dockerfile": "FROM busybox AS base\nRUN echo made > /a\nFROM base\nCOPY x /x\nCMD cat /a /x\n",
+            "x": "copied\n",
+        },
+    )
+    told = ["--iidfile", str(tmp_path / "id"), "--metadata-file", str(tmp_path / "told")]
+    build(moored, context, "-t", "first", "-t", "example.com/second:v1", *told)
+    assert moored.docker("run", "--rm", "--net=none", "first") == "made\ncopied"
+    image_id = moored.docker("image", "inspect", "-f", "{{.Id}}", "example.com/second:v1")
+    assert (tmp_path / "id").read_text() == image_id
+    metadata = json.loads((tmp_path / "told").read_text())
+    assert metadata["containerimage.digest"] == metadata["containerimage.config.digest"] == image_id
+    assert metadata["image.name"] == "docker.io/library/first,example.com/second:v1"
+    again = build(moored, context, "-t", "first", "--iidfile", str(tmp_path / "again"))
+    assert "CACHED" in again
+    assert (tmp_path / "again").read_text() == image_id, "what is found in the cache makes the same image"
+
+
+def test_a_secret_is_seen_by_its_command_alone(moored: Moored, tmp_path: Path) -> None:
+    secret = "swordfish-7f3a9c"
+    (tmp_path / "secret").write_text(secret)
+    context = write(
+        tmp_path / "context",
+        {
+            "Dockerfile": "FROM busybox\nRUN --mount=type=secret,id=s wc -c < /run/secrets/s > /size\nRUN ! test -s /run/secrets/s\n"
+        },
+    )
+    build(moored, context, "-t", "secretive", "--secret", f"id=s,src={tmp_path / 'secret'}")
+    assert moored.docker("run", "--rm", "--net=none", "secretive", "cat", "/size").strip() == str(len(secret))
+    found = subprocess.run(
+        ["grep", "-rlaF", secret, str(moored.data_root), str(moored.exec_root), str(moored.log_file)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.stdout == ""
+
+
+def test_results_go_to_the_client_as_files_and_as_an_archive(moored: Moored, tmp_path: Path) -> None:
+    context = write(
+        tmp_path / "context",
+        {
+            "Dockerfile": "FROM busybox AS made\nRUN mkdir -p /o/d && echo 1 > /o/d/f && chmod 640 /o/d/f && ln -s d/f /o/l\n"
+            "FROM scratch\nCOPY --from=made /o /\nCOPY x /\n",
+            "x": "x" * 3_000_000,
+        },
+    )
+    build(moored, context, "-o", f"type=local,dest={tmp_path / 'out'}", "-o", f"type=tar,dest={tmp_path / 'out.tar'}")
+    assert (tmp_path / "out/d/f").read_text() == "1\n"
+    assert (tmp_path / "out/d/f").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "out/l").readlink() == Path("d/f")
+    assert (tmp_path / "out/x").stat().st_size == 3_000_000
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        assert {member.name.rstrip("/") for member in archive} - {"", "."} == {"d", "d/f", "l", "x"}
+    assert moored.docker("images", "-q", "--filter", "dangling=true") == "", "no image was wanted"
+
+
+def test_what_fails_is_shown_with_its_line(moored: Moored, tmp_path: Path) -> None:
+    context = write(tmp_path, {"Dockerfile": "FROM busybox\nRUN true\nRUN echo trouble >&2; exit 3\n"})
+    done = run(moored, "buildx", "build", "--progress=plain", str(context))
+    assert done.returncode == 1
+    assert "   3 | >>> RUN echo trouble >&2; exit 3" in done.stderr, done.stderr
+    last = 'ERROR: failed to solve: process "/bin/sh -c echo trouble >&2; exit 3" did not complete successfully: exit code: 3'
+    assert done.stderr.rstrip().splitlines()[-1] == last
+    assert moored.docker("ps", "-aq") == ""
+
+
+def test_a_build_ends_with_its_client(moored: Moored, tmp_path: Path) -> None:
+    context = write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo begun; sleep 1017\n"})
+    buildx.install(moored.docker_config)
+
+    def runs() -> bool:
+        return moored.sandbox.run("pgrep", "-fx", "sleep 1017", check=False).returncode == 0
+
+    process = subprocess.Popen(
+        ["docker", "buildx", "build", str(context)], env=environment(moored), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for("the command to run", runs)
+        assert moored.docker("ps", "-aq") == "", "what a build runs in is no container of the user's"
+    finally:
+        process.kill()
+        process.wait(60)
+    wait_for("the command to end", lambda: not runs())
+
+
+def test_bake_builds_targets_on_each_other(moored: Moored, tmp_path: Path) -> None:
+    bake = {
+        "group": {"default": {"targets": ["app", "tool"]}},
+        "target": {
+            "base": {"dockerfile-inline": "FROM busybox\nENV A=1\nRUN echo base > /base\n"},
+            "app": {
+                "contexts": {"base": "target:base"},
+                "dockerfile-inline": "FROM base\nCOPY --from=base /base /copy\nCMD cat /base /copy; echo $A\n",
+                "tags": ["app"],
+            },
+            "tool": {
+                "contexts": {"src": "./src"},
+                "dockerfile-inline": "FROM busybox\nCOPY --from=src f /f\n",
+                "tags": ["tool"],
+            },
+        },
+    }
+    write(tmp_path, {"docker-bake.json": json.dumps(bake), "src/f": "from another folder\n"})
+    done = run(moored, "buildx", "bake", "--progress=plain", folder=tmp_path)
+    assert done.returncode == 0, f"{done.stderr}\n{moored.log()}"
+    assert moored.docker("run", "--rm", "--net=none", "app") == "base\nbase\n1"
+    assert moored.docker("run", "--rm", "--net=none", "tool", "cat", "/f") == "from another folder"
+
+
+def test_compose_builds_and_runs_services(moored: Moored, tmp_path: Path) -> None:
+    services = {
+        "one": {
+            "build": {"context": ".", "args": {"WHO": "compose"}, "target": "last", "secrets": ["s"]},
+            "network_mode": "none",
+        },
+        "two": {"build": {"context": ".", "dockerfile_inline": "FROM busybox\nCMD echo two\n"}, "network_mode": "none"},
+    }
+    application = {"name": "kit", "services": services, "secrets": {"s": {"file": "./s"}}}
+    dockerfile = "FROM busybox AS first\nARG WHO\nRUN --mount=type=secret,id=s echo $WHO $(cat /run/secrets/s | wc -c) > /who\nFROM first AS last\nCMD cat /who\n"
+    write(tmp_path, {"compose.yaml": json.dumps(application), "Dockerfile": dockerfile, "s": "1234567"})
+    plugin = tools_root() / "usr/libexec/docker/cli-plugins/docker-compose"
+    buildx.install(moored.docker_config)
+    for argv in (["build"], ["run", "--rm", "one"]):
+        done = subprocess.run(
+            [plugin, "--progress", "plain", *argv], cwd=tmp_path, env={**environment(moored), "DOCKER_BUILDKIT": "1"},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{argv}: {done.stderr}{done.stdout}\n{moored.log()}"
+    assert done.stdout.strip() == "compose 7"
+
+
+def test_the_cache_is_told_of_and_pruned_alike_by_all_who_ask(moored: Moored, tmp_path: Path) -> None:
+    context = write(
+        tmp_path,
+        {
+            "Dockerfile": "FROM busybox\nRUN --mount=type=cache,target=/c head -c 700000 /dev/zero > /big; echo 1 > /c/f\n"
+        },
+    )
+    build(moored, context, "-t", "big")
+    moored.docker("rmi", "big")
+    known = moored.api.get("/system/df").json["BuildCache"]
+    assert {entry["Type"] for entry in known} >= {"regular", "exec.cachemount"}
+    done = run(moored, "buildx", "du", "--verbose")
+    assert done.returncode == 0, done
+    told = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("ID:")}
+    assert told == {entry["ID"] for entry in known}
+    done = run(moored, "buildx", "prune", "-f", "--filter", "type=exec.cachemount")
+    assert done.returncode == 0, done
+    left = moored.api.get("/system/df").json["BuildCache"]
+    assert {entry["Type"] for entry in left} == {"regular"}
+    assert any(entry["Size"] == 700_000 for entry in left)
+    done = run(moored, "buildx", "prune", "-f")
+    assert not any(entry["Size"] == 700_000 for entry in moored.api.get("/system/df").json["BuildCache"]), done
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--allow", "security.insecure"],
+            "granting entitlement security.insecure is not allowed by build daemon configuration",
+        ),
+        (["--target", "nope"], 'target stage "nope" could not be found'),
+        (["-f", "missing"], "failed to read dockerfile: open missing: no such file or directory"),
+        (["--platform", "linux/amd64,linux/arm64"], "Multi-platform build is not supported for the docker driver"),
+        (["--cache-to", "type=local,dest=c"], "Cache export is not supported for the docker driver"),
+        (["-o", "type=oci,dest=o.tar"], "OCI exporter is not supported for the docker driver"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_dockerds_words(
+    moored: Moored, tmp_path: Path, options: list[str], words: str
+) -> None:
+    context = write(tmp_path, {"Dockerfile": "FROM busybox\n"})
+    done = run(moored, "buildx", "build", "--progress=plain", *options, str(context))
+    assert done.returncode == 1
+    assert words in done.stderr
