@@ -17,15 +17,10 @@ from moorage_guest.images import remote
 from moorage_guest.images.build import git
 from moorage_guest.images.build.filtered import FilteredTree, read_mode
 from moorage_guest.images.build.ignore import Ignore
-from moorage_guest.images.build.planned import Copy
+from moorage_guest.images.build.planned import Copy, is_fetched
 from moorage_guest.images.build.sources import FolderTree, Source, SourceTree
 
 _CHECKSUM = re.compile(r"[a-z0-9]+:[0-9a-fA-F]+")
-
-
-def is_download(word: str) -> bool:
-    """Whether ADD fetches a word by http."""
-    return bool(re.match(r"https?://", word)) and not git.is_git(word)
 
 
 def check_checksum(step: Copy) -> None:
@@ -41,7 +36,7 @@ def check_checksum(step: Copy) -> None:
         raise step.statement.error("invalid checksum digest length")
     if len(step.sources) != 1 or step.documents:
         raise step.statement.error("checksum can't be specified for multiple sources")
-    if not is_download(step.sources[0]):
+    if not is_fetched(step.sources[0]) or git.is_git(step.sources[0]):
         raise step.statement.error("checksum requires HTTP(S) sources")
 
 
@@ -59,7 +54,7 @@ async def gathered(step: Copy, tmp: Path, context: SourceTree | None) -> AsyncIt
                 if not step.keep_git:
                     shutil.rmtree(folder / ".git", ignore_errors=True)
                 found.append(("/", FolderTree(folder, origin="download")))
-            elif step.is_add and is_download(word):
+            elif step.is_add and is_fetched(word):
                 folder = _folder(stack, tmp)
                 await _fetch(word, folder, step)
                 found.append(("*", FolderTree(folder, origin="download")))

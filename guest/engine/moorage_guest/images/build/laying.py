@@ -104,6 +104,7 @@ class Layering:
         times: list[str] = []
         layers, chain = list(laid.layers), list(laid.chain)
         for step in planned.steps:
+            await self._ready(step)
             with self.board.task(_name(planned, step), source=step.statement.source) as task:
                 done = await self._step(planned, step, chain, task)
             layers.append(done.layer)
@@ -111,12 +112,26 @@ class Layering:
             times.append(done.created)
         return Laid(tuple(layers), tuple(chain), laid.below, (*laid.rows, *rows_of(planned, times)))
 
+    async def _ready(self, step: Step) -> None:
+        """Wait for the files that a step takes: until they are there it has not begun."""
+        origins = [origin for _, origin in step.mounts if origin is not None] if isinstance(step, Run) else []
+        if isinstance(step, Copy) and step.needs_origin:
+            origins = [step.origin]
+        for origin in origins:
+            if origin.stage is not None:
+                await asyncio.shield(self.stages[origin.stage])
+            elif origin.address is not None:
+                await self.contexts.tree(origin.address)
+
     async def _base(self, planned: Planned) -> Laid:
         base = planned.base
         if base is None:
             return Laid()
         if base.stage is not None:
             return await asyncio.shield(self.stages[base.stage])
+        if base.made_here:
+            assert base.image is not None
+            return Laid(base.image.layers, base.image.chain, tuple(base.image.document.get("history") or ()), ())
         prefix = f"{planned.label} " if planned.label else ""
         name = f"[{prefix}1/{planned.total}] FROM {base.name}"
         with self.board.task(name, source=planned.stage.base.source) as task:
@@ -178,7 +193,7 @@ class Layering:
 
     async def _copy(self, step: Copy, chain: Sequence[str], task: Task, fresh: bool) -> Cached:
         async with contextlib.AsyncExitStack() as stack:
-            plain = await stack.enter_async_context(self.files(step.origin)) if step.sources else None
+            plain = await stack.enter_async_context(self.files(step.origin)) if step.needs_origin else None
             words = await stack.enter_async_context(gathered(step, self.images.content.tmp, plain))
             found = await self.layers.in_thread(lambda: look(step, words))
             digests = await self.layers.in_thread(lambda: [source.tree.digest(source) for source, _ in found])

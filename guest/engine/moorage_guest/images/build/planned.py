@@ -1,13 +1,20 @@
 """The steps of a build once every word of the Dockerfile has been expanded: what `planning` gives and `solve` carries out."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moorage_guest.images.build import git
 from moorage_guest.images.build.dialect import Stage, Statement
 from moorage_guest.images.build.mounts import Mount
 from moorage_guest.images.build.seams import Built
 from moorage_guest.images.image import LayerBlob
+
+
+def is_fetched(word: str) -> bool:
+    """Whether ADD fetches a word from elsewhere."""
+    return git.is_git(word) or bool(re.match(r"https?://", word))
 
 
 @dataclass(frozen=True)
@@ -20,11 +27,13 @@ class Origin:
     """"" is the main context."""
     name: str = ""
     """As people call it."""
+    made_here: bool = False
+    """Whether it is the result of another build: being based on it is no step."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something that makes a layer. ``number`` counts within the stage, whose base is 1."""
+    """Something that makes a layer. ``number`` counts within the stage, from its base on."""
 
     statement: Statement
     number: int
@@ -73,7 +82,13 @@ class Copy(Step):
 
     @property
     def is_add(self) -> bool:
+        """Whether archives are unpacked and addresses fetched."""
         return self.statement.name == "ADD"
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether anything is taken from its origin, and not all from elsewhere."""
+        return any(not (self.is_add and is_fetched(word)) for word in self.sources)
 
 
 @dataclass(frozen=True)
@@ -93,10 +108,12 @@ class Planned:
     config: dict[str, Any]
     document: Mapping[str, Any]
     author: str
-    total: int = 1
+    total: int = 0
     steps: list[Step] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     args: dict[str, str] = field(default_factory=dict)
+    shows_base: bool = True
+    """Whether its base counts as its first step."""
     label: str = ""
     """By which its steps are shown: name or number, "" where there is only one stage."""
 

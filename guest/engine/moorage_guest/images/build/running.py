@@ -55,7 +55,8 @@ class _Place:
     def environment(self, step: Run) -> list[str]:
         """Return the command's variables but for those that are secret."""
         secret = {each.partition("=")[0] for each in self.secrets}
-        given = (*step.environment, *step.proxies, *self.variables)
+        # An entry without a value takes away what containers are told of themselves.
+        given = ("HOSTNAME", *step.environment, *step.proxies, *self.variables)
         return [each for each in given if each.partition("=")[0] not in secret]
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from moorage_guest.errors import EngineError, InvalidParameter
 from moorage_guest.images import names, platforms, pulling
-from moorage_guest.images.build import dialect, git
+from moorage_guest.images.build import dialect
 from moorage_guest.images.build.board import Board, Task
 from moorage_guest.images.build.contexts import IMAGE, INPUT, Contexts, Text, address_kind
 from moorage_guest.images.build.document import described
-from moorage_guest.images.build.gathering import check_checksum, is_download
+from moorage_guest.images.build.gathering import check_checksum
 from moorage_guest.images.build.laying import Layering
-from moorage_guest.images.build.planned import Copy, Laid, Origin, Planned, Run
+from moorage_guest.images.build.planned import Copy, Laid, Origin, Planned, Run, is_fetched
 from moorage_guest.images.build.planning import Planner
 from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.runner import StepRunner
@@ -154,7 +154,7 @@ class _Solve:
             raise BuildError(str(error), source=source) from None
         if kind == INPUT:
             assert address is not None
-            return Origin(image=self.inputs[address.removeprefix(INPUT)], name=name)
+            return Origin(image=self.inputs[address.removeprefix(INPUT)], name=name, made_here=True)
         if kind != IMAGE:
             return Origin(address=address, name=name)
         wanted = address.removeprefix(IMAGE) if address is not None else name
@@ -234,8 +234,7 @@ def _followed(planned: Sequence[Planned]) -> tuple[str, ...]:
     for stage in planned:
         for step in stage.steps:
             if isinstance(step, Copy) and step.origin.address == "":
-                fetched = [word for word in step.sources if step.is_add and (is_download(word) or git.is_git(word))]
-                found.update(word for word in step.sources if word not in fetched)
+                found.update(word for word in step.sources if not (step.is_add and is_fetched(word)))
             elif isinstance(step, Run):
                 found.update(
                     mount.source for mount, origin in step.mounts if origin is not None and origin.address == ""

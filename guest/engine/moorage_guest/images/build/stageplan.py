@@ -65,11 +65,13 @@ class StagePlan:
 
     def planned(self) -> Planned:
         out, stage = self._out, self._out.stage
-        out.total = 1 + sum(statement.name in LAYERED for statement in self._statements)
+        base = out.base
+        out.shows_base = base is not None and base.stage is None and not base.made_here
+        out.total = out.shows_base + sum(statement.name in LAYERED for statement in self._statements)
         several = len(self._planner.stages) > 1
         out.label = (stage.name or f"stage-{stage.index}") if several else ""
         if stage.name and self._request.named_context(stage.name) is not None:
-            out.total = 1
+            out.total = int(out.shows_base)
             self._statements = []
         for statement in self._statements:
             try:
@@ -96,7 +98,7 @@ class StagePlan:
 
     @property
     def _number(self) -> int:
-        return len(self._out.steps) + 2
+        return len(self._out.steps) + 1 + self._out.shows_base
 
     def _folder(self) -> str:
         return str(self._out.config.get("WorkingDir") or "/")
