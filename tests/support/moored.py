@@ -254,9 +254,16 @@ class Moored:
 
 
 @contextlib.contextmanager
-def running_moored(*arguments: str, supervised: bool = False) -> Iterator[Moored]:
-    """A sandbox with a running daemon in it; everything ends at the end. On failure its log is in the report."""
+def running_moored(
+    *arguments: str, supervised: bool = False, prepare: Callable[[Sandbox], None] | None = None
+) -> Iterator[Moored]:
+    """A sandbox with a running daemon in it; everything ends at the end. On failure its log is in the report.
+
+    ``prepare`` changes the sandbox before the daemon starts.
+    """
     with Sandbox() as sandbox:
+        if prepare is not None:
+            prepare(sandbox)
         moored = Moored(sandbox, list(arguments), supervised)
         try:
             yield moored.start()

@@ -25,6 +25,7 @@ from moorage_guest.listeners import Listener, ListenError, TlsFiles, open_listen
 from moorage_guest.liveconfig import ConfigFileError, LiveConfig, add_own_arguments, load
 from moorage_guest.paths import DataRoot, ExecRoot
 from moorage_guest.pidfile import AlreadyRunning, PidFile
+from moorage_guest.remap import RemapError, Remapped, prepare_data_root, remapped
 from moorage_guest.store import StoreError
 
 log = logging.getLogger("moored")
@@ -85,8 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         exec_root = ExecRoot(Path(config.current.exec_root))
         with PidFile(_pid_path(config.current, exec_root), exec_root.root / "moored.lock"):
             usual_hosts = default_hosts(config.current, exec_root, as_dockerd=as_dockerd)
-            return asyncio.run(_serve(config, exec_root, early, usual_hosts))
-    except (AlreadyRunning, ListenError, SettingsError, StoreError) as error:
+            remap = remapped(config.current.userns_remap)
+            place = prepare_data_root(Path(config.current.data_root), remap.ids)
+            return asyncio.run(_serve(config, place, exec_root, early, usual_hosts, remap))
+    except (AlreadyRunning, ListenError, RemapError, SettingsError, StoreError) as error:
         log.error("%s", error)
         sys.stderr.write(f"failed to start daemon: {error}\n")
         return 1
@@ -125,10 +128,15 @@ def default_hosts(config: DaemonConfig, exec_root: ExecRoot, *, as_dockerd: bool
     return ("tcp://localhost:2376",) if config.tls or config.tlsverify else ("unix:///var/run/docker.sock",)
 
 
-async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals, usual_hosts: tuple[str, ...]) -> int:
+async def _serve(
+    config: LiveConfig,
+    data_root: DataRoot,
+    exec_root: ExecRoot,
+    early: _EarlySignals,
+    usual_hosts: tuple[str, ...],
+    remap: Remapped,
+) -> int:
     """Start everything in order, wait for a signal, end everything in reverse."""
-    data_root = DataRoot(Path(config.current.data_root))
-    data_root.root.mkdir(parents=True, exist_ok=True)
     exec_root.root.mkdir(parents=True, exist_ok=True)
     stop = asyncio.Event()
     reload = asyncio.Event()
@@ -139,7 +147,7 @@ async def _serve(config: LiveConfig, exec_root: ExecRoot, early: _EarlySignals, 
         listeners = await _listen(config.current, agent, usual_hosts)
         for listener in listeners:
             stack.callback(listener.close)
-        graph = Graph(config, data_root, exec_root, agent)
+        graph = Graph(config, data_root, exec_root, agent, remap)
         stack.push_async_callback(graph.close)
         await graph.start()
         for listener in listeners:

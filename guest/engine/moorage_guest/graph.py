@@ -42,6 +42,7 @@ from moorage_guest.net.networks import Networks
 from moorage_guest.paths import DataRoot, ExecRoot, plugin_folders
 from moorage_guest.plugins import volumedriver
 from moorage_guest.plugins.client import Plugins
+from moorage_guest.remap import Remapped
 from moorage_guest.room import shortages
 from moorage_guest.store import Store
 from moorage_guest.volumes import Volumes
@@ -52,7 +53,10 @@ log = logging.getLogger(__name__)
 class Graph:
     """Everything but the listening sockets. `start`, then serve; `shut_down` on a signal; `close` always."""
 
-    def __init__(self, config: LiveConfig, data_root: DataRoot, exec_root: ExecRoot, agent: Agent) -> None:
+    def __init__(
+        self, config: LiveConfig, data_root: DataRoot, exec_root: ExecRoot, agent: Agent, remap: Remapped | None = None
+    ) -> None:
+        remap = remap or Remapped()
         self.config = config
         self.data_root = data_root
         self.exec_root = exec_root
@@ -61,13 +65,19 @@ class Graph:
         self.events = EventBus(exec_root.root / "events.jsonl")
         self.identity = engine_id(self.store, data_root.engine_id)
         self.pump = Pump()
-        self.images = Images(data_root, self.store, self.events)
+        self.images = Images(data_root, self.store, self.events, remap.ids)
         self.layers = Layers(data_root, self.store, self.images)
         self.build_cache = BuildCache(data_root.build_cache, self.store, self.images)
         self.plugins = Plugins(plugin_folders(data_root, exec_root))
-        self.volumes = Volumes(self.store, self.events, data_root, self.plugins)
+        self.volumes = Volumes(self.store, self.events, data_root, self.plugins, remap.ids)
         self.networks = Networks(
-            self.store, self.events, data_root, exec_root, net_config(config.current), agent.spawn_netd
+            self.store,
+            self.events,
+            data_root,
+            exec_root,
+            net_config(config.current),
+            agent.spawn_netd,
+            remap.ids,
         )
         self.containers = Containers(
             store=self.store,
@@ -81,7 +91,9 @@ class Graph:
             data_root=data_root,
             exec_root=exec_root,
             settings=engine_settings(config.current),
-            options=startoptions.StartOptions(exec_root.options, fingerprint(config.current)),
+            options=startoptions.StartOptions(
+                exec_root.options, {**fingerprint(config.current), "userns-remap": remap.name}
+            ),
         )
         self.images.in_use = self.containers.images_in_use
         self.images.is_running = lambda container_id: container_id in self.containers.running
@@ -203,6 +215,7 @@ class Graph:
             driver="overlay2",
             driver_status=[["Backing Filesystem", "extfs"], ["Supports d_type", "true"]],
             data_root=self.data_root.root,
+            remapped=bool(self.layers.ids),
             listeners=self.events.listeners,
             tasks=len(asyncio.all_tasks()),
             warnings=warnings,

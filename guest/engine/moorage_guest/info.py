@@ -51,6 +51,7 @@ def engine_info(
     driver: str,
     driver_status: list[list[str]],
     data_root: Path,
+    remapped: bool,
     listeners: int,
     tasks: int,
     warnings: list[str],
@@ -69,7 +70,9 @@ def engine_info(
     profile = config.seccomp_profile or "builtin"
     return {
         **machine_info(),
-        "SecurityOptions": sysinfo.security_options(profile, no_new_privileges=config.no_new_privileges),
+        "SecurityOptions": sysinfo.security_options(
+            profile, no_new_privileges=config.no_new_privileges, remapped=remapped
+        ),
         "ID": identity,
         **counts,
         "Images": images,

@@ -113,6 +113,11 @@ class ExecRoot:
         return self.root / "netns"
 
     @property
+    def userns(self) -> Path:
+        """Bind mounts of the user namespaces that own those network namespaces, where containers' root is remapped."""
+        return self.root / "userns"
+
+    @property
     def net(self) -> Path:
         return self.root / "net"
 

@@ -147,11 +147,13 @@ def program_version(program: str) -> str:
 
 
 @cache
-def security_options(profile: str = "builtin", *, no_new_privileges: bool = False) -> list[str]:
+def security_options(profile: str = "builtin", *, no_new_privileges: bool = False, remapped: bool = False) -> list[str]:
     """Which security modules confine containers here; ``profile`` is seccomp's unless a container has its own."""
     options = []
     if Path("/proc/sys/kernel/seccomp/actions_avail").exists():
         options.append(f"name=seccomp,profile={profile}")
+    if remapped:
+        options.append("name=userns")
     if cgroup_facts().version == "2":
         options.append("name=cgroupns")
     if no_new_privileges:

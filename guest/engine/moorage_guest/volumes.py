@@ -23,6 +23,7 @@ from moorage_guest import mountcalls
 from moorage_guest.copyup import copy_up, has_content
 from moorage_guest.errors import Conflict, EngineError, NotFound, SystemError_
 from moorage_guest.events import EventBus
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.net.selection import Selection, created_before
 from moorage_guest.paths import DataRoot
 from moorage_guest.plugins.client import CallError, Plugins
@@ -43,7 +44,15 @@ PRUNE_FILTERS = ("label", "label!", "all", "until")
 class Volumes:
     """All volumes of one daemon. Everything but disk work is done in the event loop's thread."""
 
-    def __init__(self, store: Store, events: EventBus, data: DataRoot, plugins: Plugins | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        events: EventBus,
+        data: DataRoot,
+        plugins: Plugins | None = None,
+        ids: IdMap = SAME,
+    ) -> None:
+        self._ids = ids
         self._drivers = VolumeDrivers(plugins or Plugins(Folders((), ())))
         self._store = store
         self._events = events
@@ -237,6 +246,7 @@ class Volumes:
         except OSError as error:
             raise SystemError_(f"create {volume.name}: cannot make {volume.mountpoint}: {error.strerror}") from error
         volume.mountpoint.chmod(0o755)
+        self._ids.give(volume.mountpoint)
         self._keep(volume)
 
     def _keep(self, volume: Volume) -> None:

@@ -179,7 +179,7 @@ def test_pipe_size_is_refused_with_the_reason(key: str) -> None:
         ("hosts", ["unix://relative"], "invalid bind address"),
         ("network-diagnostic-port", 70000, "value must be between 0 and 65535"),
         ("api-cors-header", "*", "use a reverse proxy"),
-        ("userns-remap", "default", "not supported"),
+        ("userns-remap", "a:b:c", "Invalid user/group specification"),
         ("default-shm-size", "lots", "invalid size: 'lots'"),
     ],
 )

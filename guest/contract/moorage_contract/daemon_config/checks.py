@@ -230,6 +230,16 @@ def default_cgroupns(value: str) -> str:
     return value
 
 
+def remap(value: str) -> str:
+    """Whose subordinate users and groups containers get: "default", or a user with or without a group, by name or number."""
+    words = value.split(":")
+    if value and (len(words) > 2 or not all(words)):
+        raise Mistake(
+            f'Invalid user/group specification in --userns-remap: "{value}"; write "default", or user, user:group, uid or uid:gid'
+        )
+    return value
+
+
 def storage_driver(value: str) -> str:
     """overlay2, the one driver there is."""
     if value != "overlay2":

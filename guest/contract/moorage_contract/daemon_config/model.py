@@ -301,11 +301,11 @@ class DaemonConfig:
         refusal="the machine's kernel policy is not SELinux; set selinux-enabled to false",
     )
     userns_remap: str = setting(
-        Text(),
+        Text(checks.remap, '"default" | user[:group] | uid[:gid]'),
         "",
-        "Run containers in a user namespace.",
+        "Run containers in user namespaces whose root is an ordinary user of the machine: one of the subordinate ones that "
+        "/etc/subuid and /etc/subgid give to this user. Images, containers and volumes are then kept apart from those of other users.",
         restore=True,
-        refusal="user namespaces for all containers are not supported yet; remove userns-remap",
     )
     cpu_rt_period: int = setting(
         Integer(),

@@ -28,7 +28,7 @@ def routes(engine: Containers) -> list[Route]:
         async with files.view(engine, request.match_info["id"], request.query.get("path", "")) as (container, place):
 
             def begin() -> tuple[PathStat, Generator[bytes, None, None], bytes]:
-                found, chunks = tar_out(place.root, place.path)
+                found, chunks = tar_out(place.root, place.path, engine.ids)
                 return found, chunks, next(chunks, b"")
 
             found, chunks, first = await asyncio.to_thread(begin)
@@ -50,7 +50,7 @@ def routes(engine: Containers) -> list[Route]:
             def unpack(body: BodyFile) -> None:
                 with blamed_on_archive():
                     source = uncompressed(BufferedSource(body.read_some))
-                    tar_in(place.root, place.path, source, no_overwrite_dir_non_dir=keep_kind)
+                    tar_in(place.root, place.path, source, no_overwrite_dir_non_dir=keep_kind, ids=engine.ids)
 
             try:
                 await with_body(request.content, unpack)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.images.kernel import open_in_root
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,10 +33,10 @@ class Assembled:
         os.close(self.namespace)
 
 
-def assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str) -> Assembled:
+def assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str, ids: IdMap = SAME) -> Assembled:
     """Mount each (source, destination inside) over a mounted root file system and make ``folder`` in it if it is missing.
 
-    Blocks. Sources that are not there are left out, as are destinations that lead nowhere. Raises OSError. A thread that
+    ``ids`` says who owns on disk what is made. Blocks. Sources that are not there are left out, as are destinations that lead nowhere. Raises OSError. A thread that
     ends with it does the work, since a thread cannot go back to the namespace it came from.
     """
     made: list[Assembled] = []
@@ -43,7 +44,7 @@ def assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str) -> A
 
     def work() -> None:
         try:
-            made.append(_assemble(rootfs, mounts, folder))
+            made.append(_assemble(rootfs, mounts, folder, ids))
         except OSError as error:
             faults.append(error)
 
@@ -55,7 +56,7 @@ def assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str) -> A
     return made[0]
 
 
-def _assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str) -> Assembled:
+def _assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str, ids: IdMap) -> Assembled:
     _check(_libc.unshare(_CLONE_NEWNS), "unshare(CLONE_NEWNS)")
     _mount("none", "/", _MS_REC | _MS_SLAVE)
     with contextlib.ExitStack() as undo:
@@ -63,12 +64,12 @@ def _assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str) -> 
         undo.callback(os.close, root)
         if folder:
             with contextlib.suppress(OSError):
-                os.close(_point(root, folder, folder=True))
+                os.close(_point(root, folder, ids, folder=True))
         for source, destination in sorted(mounts, key=lambda each: each[1].count("/")):
             if not source.exists():
                 continue
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                point = _point(root, destination, folder=source.is_dir())
+                point = _point(root, destination, ids, folder=source.is_dir())
                 try:
                     _mount(str(source), f"/proc/self/fd/{point}", _MS_BIND | _MS_REC)
                 finally:
@@ -78,18 +79,19 @@ def _assemble(rootfs: Path, mounts: Sequence[tuple[Path, str]], folder: str) -> 
         return Assembled(root, namespace)
 
 
-def _point(root: int, path: str, *, folder: bool) -> int:
+def _point(root: int, path: str, ids: IdMap, *, folder: bool) -> int:
     """Open a path inside the root, made when it is not there."""
     with contextlib.suppress(FileNotFoundError):
         return open_in_root(root, path.lstrip("/") or ".", os.O_PATH)
     head, _, leaf = path.rstrip("/").rpartition("/")
-    above = _point(root, head, folder=True)
+    above = _point(root, head, ids, folder=True)
     try:
         with contextlib.suppress(FileExistsError):
             if folder:
                 os.mkdir(leaf, 0o755, dir_fd=above)
             else:
                 os.close(os.open(leaf, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=above))
+            os.chown(leaf, *ids.root, dir_fd=above, follow_symlinks=False)
     finally:
         os.close(above)
     return open_in_root(root, path.lstrip("/"), os.O_PATH)

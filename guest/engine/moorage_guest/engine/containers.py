@@ -77,6 +77,7 @@ class Containers:
         self.pump = pump
         self.images = images
         self.layers = layers
+        self.ids = layers.ids
         self.networks = networks
         self.volumes = volumes
         self.data_root = data_root

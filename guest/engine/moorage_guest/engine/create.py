@@ -137,6 +137,12 @@ def apply_defaults(host: HostConfig, settings: EngineSettings) -> HostConfig:
     return host
 
 
+def _make_home(engine: "Containers", container_id: str) -> None:
+    home = engine.data_root.container(container_id)
+    home.mkdir(0o710, parents=True, exist_ok=True)
+    engine.ids.let_through(home.parent, home)
+
+
 async def create(engine: "Containers", request: CreateRequest) -> Created:
     """Make a container. Raises the API's errors; on any of them nothing is left behind."""
     settings = engine.settings
@@ -145,6 +151,8 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     host = request.host_config
     validate.check_network_conflicts(request.config, host)
     validate.check_host_config(host, settings)
+    if engine.ids:
+        validate.check_remapped(host)
     if not request.config.image and not request.config.cmd and not request.config.entrypoint:
         raise InvalidParameter("no command specified")
     if request.chain is None:
@@ -193,7 +201,7 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     fresh = {each.name for each in mounts if each.kind == "volume" and not engine.volumes.has(each.name)}
     try:
         await engine.layers.create_rw(container_id, image.id, dict(host.storage_opt), chain=request.chain)
-        await asyncio.to_thread(engine.data_root.container(container_id).mkdir, 0o710, parents=True, exist_ok=True)
+        await asyncio.to_thread(_make_home, engine, container_id)
         await unfinished.begin(engine, container, fresh)
         container.mounts = await _make_volumes(engine, container, mounts)
         await unfinished.created(engine, container, fresh)

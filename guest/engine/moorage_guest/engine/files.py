@@ -62,7 +62,7 @@ async def _view(engine: "Containers", container: Container, path: str) -> AsyncG
     try:
         async with _mounts(engine, container) as mounts:
             try:
-                place = await asyncio.to_thread(assemble, root, mounts, container.config.working_dir)
+                place = await asyncio.to_thread(assemble, root, mounts, container.config.working_dir, engine.ids)
             except OSError as error:
                 raise SystemError_(f"cannot show the files of container {container.id}: {error}") from error
             try:

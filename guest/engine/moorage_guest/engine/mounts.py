@@ -13,6 +13,7 @@ from pathlib import Path
 from moorage_guest.api.types import ContainerConfig, HostConfig, Mount
 from moorage_guest.engine.record import MountRecord
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.oci.spec import MountPoint
 
 PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
@@ -380,8 +381,8 @@ def recursive_read_only() -> bool:
     return (major, minor) >= (5, 12)
 
 
-def bind_source(mount: MountRecord) -> Path:
-    """Return the source of a bind, made as a folder where -v may make it. Blocks; raises InvalidParameter."""
+def bind_source(mount: MountRecord, ids: IdMap = SAME) -> Path:
+    """Return the source of a bind, made as a folder of a container's root where -v may make it. Blocks; raises InvalidParameter."""
     source = Path(mount.source)
     if not source.exists():
         if not mount.create_source:
@@ -389,7 +390,9 @@ def bind_source(mount: MountRecord) -> Path:
                 f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
             )
         try:
+            missing = [each for each in (source, *source.parents) if not each.exists()]
             source.mkdir(parents=True, exist_ok=True)
+            ids.give(*missing)
         except OSError as error:
             raise InvalidParameter(
                 f"error while creating mount source path '{mount.source}': mkdir {mount.source}: "

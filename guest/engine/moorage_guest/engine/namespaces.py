@@ -4,7 +4,7 @@ The sandbox itself is the Networks service's work.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_guest import mountcalls
@@ -22,6 +22,7 @@ class Place:
     """What the runtime spec needs to know of a container's surroundings."""
 
     netns: Path | None
+    userns: Path | None
     hostname: str
     mounts: list[MountPoint]
     joined: Joined
@@ -32,9 +33,12 @@ class Place:
 async def enter(engine: Containers, container: Container) -> Place:
     """Make or find the namespaces of a container that is about to start. Raises the API's errors."""
     host = container.host_config
+    remapped = bool(engine.ids) and host.userns_mode != "host"
     joined = Joined(pid=_joined(engine, host.pid_mode, "pid"), ipc=_joined(engine, host.ipc_mode, "ipc"))
     shm_path = await _shared_memory(engine, container)
     netns, hostname, environment = None, container.config.hostname, tuple[str, ...]()
+    shared = joined.pid or joined.ipc
+    userns = shared.with_name("user") if shared is not None else None
     files_of = container
     if container.network_mode.startswith("container:"):
         other = engine.find(container.network_mode.removeprefix("container:"))
@@ -43,15 +47,16 @@ async def enter(engine: Containers, container: Container) -> Place:
         if not other.status.alive:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
         netns = Path(f"/proc/{other.state.pid}/ns/net")
+        userns = userns or netns.with_name("user")  # whose root governs that network
         files_of = other
         while files_of.network_mode.startswith("container:"):  # who has the network has the files
             files_of = engine.find(files_of.network_mode.removeprefix("container:"))
         hostname = hostname or other.config.hostname or files_of.config.hostname
     else:
-        request = sandbox_request(container)
+        request = replace(sandbox_request(container), userns=userns)
         if container.own_network:
             sandbox = await engine.networks.allocate(request)
-            netns = sandbox.netns_path
+            netns, userns = sandbox.netns_path, userns or sandbox.userns_path
             container.endpoints = dict(sandbox.endpoints)
             container.ports = dict(sandbox.ports)
             container.sandbox_key = str(netns)
@@ -69,7 +74,7 @@ async def enter(engine: Containers, container: Container) -> Place:
     ]
     if container.host_config.uts_mode == "host" and not hostname:
         hostname = await asyncio.to_thread(Path("/proc/sys/kernel/hostname").read_text)
-    return Place(netns, hostname.strip(), mounts, joined, shm_path, environment)
+    return Place(netns, userns if remapped else None, hostname.strip(), mounts, joined, shm_path, environment)
 
 
 async def _shared_memory(engine: Containers, container: Container) -> Path | None:
@@ -82,12 +87,15 @@ async def _shared_memory(engine: Containers, container: Container) -> Path | Non
         return None
     folder = engine.exec_root.root / "shm" / container.id
     options = f"nosuid,nodev,noexec,mode=1777,size={host.shm_size}"
+    if engine.ids:
+        options += ",uid={},gid={}".format(*engine.ids.root)
     await asyncio.to_thread(_mount_shared_memory, folder, options)
     return folder
 
 
 def _mount_shared_memory(folder: Path, options: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+    folder.mkdir(exist_ok=True, mode=0o711)  # a remapped root has to get to it
     if not mountcalls.is_mounted(folder):
         mountcalls.mount("shm", folder, "tmpfs", options)
 

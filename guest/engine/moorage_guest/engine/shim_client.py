@@ -99,12 +99,13 @@ class Shim:
                 raise ShimGone(f"no shim answers for container {container_id}: {error.strerror}") from None
         raise ShimError(f"the shim of container {container_id} takes no connection")
 
-    async def run(self, bundle: Path) -> Started:
+    async def run(self, bundle: Path, owner: tuple[int, int] = (0, 0)) -> Started:
         """Start the container of an OCI bundle (a folder with config.json). Only once in a shim's life.
 
+        ``owner`` is the machine's number of the container's root, which gets the pipes of its output.
         Raises OciError with what the runtime said; the shim can then only be shut down.
         """
-        reply = await self._ask("run", {"bundle": str(bundle)}, deadline=RUN_DEADLINE)
+        reply = await self._ask("run", {"bundle": str(bundle), "owner": list(owner)}, deadline=RUN_DEADLINE)
         return Started(int(reply.body["result"]["pid"]), int(reply.body["result"]["started_ns"]))
 
     async def status(self) -> ShimStatus:

@@ -27,6 +27,7 @@ from moorage_guest.engine.settings import RuntimeProgram
 from moorage_guest.engine.shims import OciError, ShimError, ShimGone, ShimRequest
 from moorage_guest.engine.states import Status
 from moorage_guest.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemError_
+from moorage_guest.idmap import IdMap
 from moorage_guest.images.archive import make_folders
 from moorage_guest.oci import cgroups
 from moorage_guest.oci.spec import SpecRequest, build_spec
@@ -148,7 +149,7 @@ async def _start(engine: Containers, container: Container) -> None:
         mounts=[*place.mounts, *files.mounts], netns_path=place.netns, hostname=place.hostname,
         domainname=container.config.domainname, extra_env=(*place.environment, *container.secret_env),
         cgroup_parent=container.host_config.cgroup_parent or engine.settings.cgroup_parent, joined=place.joined,
-        shm_path=place.shm_path, defaults=engine.settings.spec_defaults(),
+        shm_path=place.shm_path, ids=engine.ids, userns_path=place.userns, defaults=engine.settings.spec_defaults(),
     )  # fmt: skip
     bundle = engine.exec_root.shim(container.id)
     spec_task = asyncio.ensure_future(asyncio.to_thread(_write_bundle, request, bundle))
@@ -159,7 +160,7 @@ async def _start(engine: Containers, container: Container) -> None:
     spec_task.result()
     await attach.settle(running)
     try:
-        started = await running.shim.run(bundle)
+        started = await running.shim.run(bundle, request.owner)
     finally:
         await output.begin()
     container.move(
@@ -191,7 +192,9 @@ async def _files(engine: Containers, container: Container) -> Files:
     )
     assert rootfs is not None
     if container.mounts:
-        await asyncio.to_thread(_make_mount_points, rootfs, list(zip(container.mounts, sources, strict=True)))
+        await asyncio.to_thread(
+            _make_mount_points, rootfs, list(zip(container.mounts, sources, strict=True)), engine.ids
+        )
     mounts = oci_mounts(zip(container.mounts, sources, strict=True))
     container.mounts = [_placed(engine, each) for each in container.mounts]
     return Files(rootfs, mounts)
@@ -203,7 +206,7 @@ def _placed(engine: Containers, mount: MountRecord) -> MountRecord:
     return mount if volume is None or volume.local else replace(mount, source=volume.source)
 
 
-def _make_mount_points(rootfs: Path, mounts: Sequence[tuple[MountRecord, Path | None]]) -> None:
+def _make_mount_points(rootfs: Path, mounts: Sequence[tuple[MountRecord, Path | None]], ids: IdMap) -> None:
     """Make the folders to mount on as dockerd does, readable by all: crun's own would have the sticky bit in the image."""
     taken = ["/dev", "/proc", "/sys"]
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -213,7 +216,7 @@ def _make_mount_points(rootfs: Path, mounts: Sequence[tuple[MountRecord, Path | 
             taken.append(mount.destination)
             if not inside and (source is None or source.is_dir()):
                 with contextlib.suppress(OSError):  # what cannot be mounted on, the runtime words better
-                    make_folders(root, mount.destination)
+                    make_folders(root, mount.destination, ids.root)
     finally:
         os.close(root)
 
@@ -224,7 +227,7 @@ async def source_of(engine: Containers, container: Container, mount: MountRecord
         mountpoint = await engine.volumes.acquire(mount.name, container.id, mount.seen())
         return await asyncio.to_thread(below, mountpoint, mount.subpath) if mount.subpath else mountpoint
     if mount.kind == "bind":
-        return await asyncio.to_thread(bind_source, mount)
+        return await asyncio.to_thread(bind_source, mount, engine.ids)
     if mount.kind == "image":
         key = f"{container.id}-{mount.destination.strip('/').replace('/', '-')}"
         image = engine.images.resolve(mount.source)

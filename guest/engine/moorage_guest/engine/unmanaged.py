@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _KILL_DEADLINE = 30.0
 
+#: With another value of these the engine keeps everything in another folder.
+OF_DATA_ROOT = ("data-root", "userns-remap")
+
 
 def note(engine: Containers, container: Container, reason: str) -> None:
     """Say that a container is unmanaged and why: in the log, in an event, in the warnings of info."""
@@ -61,7 +64,7 @@ def show(engine: Containers, container_id: str, reason: str) -> None:
     elsewhere = ""
     if not reason:
         differences = engine.options.differences(options_of(engine, container_id))
-        elsewhere = next((each.reason for each in differences if each.key == "data-root"), "")
+        elsewhere = next((each.reason for each in differences if each.key in OF_DATA_ROOT), "")
         reason = elsewhere or "no record of it is left in the state database"
     labels = shim.get("spec", {}).get("labels", {})
     name = str(labels.get("name", ""))

@@ -123,6 +123,21 @@ def check_host_config(host: HostConfig, settings: EngineSettings) -> None:
                 raise InvalidParameter(f'invalid {name} "{path}": it has to be an absolute path')
 
 
+def check_remapped(host: HostConfig) -> None:
+    """Check what a container may ask of a daemon that remaps root. Raises InvalidParameter in dockerd's words."""
+    if host.userns_mode == "host":
+        return
+    if host.privileged:
+        raise InvalidParameter(
+            "privileged mode is incompatible with user namespaces.  You must run the container in the host namespace when "
+            "running privileged mode"
+        )
+    if host.network_mode == "host":
+        raise InvalidParameter("cannot share the host's network namespace when user namespaces are enabled")
+    if host.pid_mode == "host":
+        raise InvalidParameter("cannot share the host PID namespace when user namespaces are enabled")
+
+
 def _check_namespaces(host: HostConfig) -> None:
     for mode, what, words in (
         (host.pid_mode, "PID", ("", "host", "private")),

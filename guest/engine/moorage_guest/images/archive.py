@@ -19,6 +19,7 @@ from time import gmtime, strftime
 from typing import NamedTuple
 
 from moorage_guest.errors import InvalidParameter, NotFound
+from moorage_guest.idmap import SAME, IdMap, Unmapped
 from moorage_guest.images.kernel import open_in_root
 from moorage_guest.images.pack import Packer
 from moorage_guest.images.streams import BufferedSource
@@ -186,13 +187,16 @@ def real_path(root: Path, path: str) -> str:
     return f"/{found[len(where.rstrip('/')) :].lstrip('/')}" if found.startswith(where.rstrip("/")) else path
 
 
-def tar_out(root: Path, path: str) -> tuple[PathStat, Generator[bytes, None, None]]:
-    """Return a path's description and its tar stream; names begin with the path's last part. Raises NotFound, InvalidParameter."""
+def tar_out(root: Path, path: str, ids: IdMap = SAME) -> tuple[PathStat, Generator[bytes, None, None]]:
+    """Return a path's description and its tar stream; names begin with the path's last part. Raises NotFound, InvalidParameter.
+
+    ``ids`` says who owns the files on disk.
+    """
     found = stat_path(root, path)
 
     def stream() -> Generator[bytes, None, None]:
         with _found(root, path) as (_top, parent, leaf):
-            yield from Packer().one(parent, leaf, found.name)
+            yield from Packer(ids=ids).one(parent, leaf, found.name)
             yield END * 2
 
     return found, stream()
@@ -205,17 +209,18 @@ def tar_in(
     *,
     no_overwrite_dir_non_dir: bool = False,
     chown: tuple[int, int] | None = None,
+    ids: IdMap = SAME,
 ) -> None:
     """Unpack a tar into the folder ``path``, which has to exist. Raises NotFound, InvalidParameter, TarError, OSError.
 
-    ``chown`` gives everything to that user and group instead of the ones in the archive.
+    ``chown`` gives everything to that user and group instead of the ones in the archive; ``ids`` says who they are on disk.
     """
     folder, leaf = _split(path)
     if leaf != ".":
         folder = posixpath.join(folder, leaf)
     try:
         with _opened_root(root) as top, opened(top, folder):
-            writer = TreeWriter(top, folder, chown=chown, keep_kind=no_overwrite_dir_non_dir)
+            writer = TreeWriter(top, folder, chown=chown, keep_kind=no_overwrite_dir_non_dir, ids=ids)
             for entry in read_entries(source.read, source.skip):
                 writer.put(entry, source)
             writer.finish()
@@ -234,7 +239,10 @@ class Content(NamedTuple):
 
 @dataclass
 class TreeWriter:
-    """Puts entries into a folder of an open root, replacing what is there. `finish` sets the folders' times."""
+    """Puts entries into a folder of an open root, replacing what is there. `finish` sets the folders' times.
+
+    Owners are the container's numbers; ``ids`` turns them into those on disk.
+    """
 
     root: int
     folder: str
@@ -243,6 +251,7 @@ class TreeWriter:
     keep_kind: bool = False
     """Refuse to put a file where a folder is and the other way round."""
     new_folder_owner: tuple[int, int] = (0, 0)
+    ids: IdMap = SAME
     _times: dict[str, int] = field(default_factory=dict)
 
     def put(self, entry: Entry, source: BufferedSource | Content | None) -> None:
@@ -271,7 +280,7 @@ class TreeWriter:
         try:
             return open_in_root(self.root, path.lstrip("/") or ".", _DIRECTORY)
         except FileNotFoundError:
-            make_folders(self.root, path, self.chown or self.new_folder_owner)
+            make_folders(self.root, path, self.ids.outside(*(self.chown or self.new_folder_owner)))
             return open_in_root(self.root, path.lstrip("/") or ".", _DIRECTORY)
 
     def _put(self, folder: int, leaf: str, entry: Entry, source: BufferedSource | Content | None, path: str) -> None:
@@ -297,13 +306,19 @@ class TreeWriter:
         elif entry.kind in (CHARACTER, BLOCK_DEVICE):
             kind = stat.S_IFCHR if entry.kind == CHARACTER else stat.S_IFBLK
             os.mknod(leaf, mode | kind, os.makedev(entry.major, entry.minor), dir_fd=folder)
-        uid, gid = self.chown or (entry.uid, entry.gid)
+        uid, gid = self._owner(entry)
         os.chown(leaf, uid, gid, dir_fd=folder, follow_symlinks=False)
         if entry.kind != SYMLINK:
             with opened(folder, leaf, os.O_PATH | os.O_NOFOLLOW) as made:
                 os.chmod(f"/proc/self/fd/{made}", mode)  # noqa: PTH101
         if entry.kind != FOLDER:
             os.utime(leaf, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=folder, follow_symlinks=False)
+
+    def _owner(self, entry: Entry) -> tuple[int, int]:
+        try:
+            return self.ids.outside(*(self.chown or (entry.uid, entry.gid)))
+        except Unmapped as error:
+            raise TarError(f"{entry.name}: {error}") from None
 
     def _clear(self, folder: int, leaf: str, entry: Entry) -> bool:
         """Remove what is in the way; says whether a folder is there that stays."""
@@ -345,8 +360,7 @@ class TreeWriter:
                 if rest := -entry.size % 512:
                     source.read(rest)  # the last file's may be missing
                 entry.size = -1
-            uid, gid = self.chown or (entry.uid, entry.gid)
-            os.fchown(out, uid, gid)
+            os.fchown(out, *self._owner(entry))
             os.fchmod(out, mode)
             for key, value in entry.xattrs.items():
                 if key == "security.capability" or (key.startswith("user.") and not key.startswith("user.overlay.")):
@@ -378,7 +392,10 @@ def _copy_content(source: Content, target: int, size: int) -> None:
 
 
 def make_folders(root: int, path: str, owner: tuple[int, int] = (0, 0), mode: int = 0o755) -> None:
-    """Make a folder and its parents inside an open root; those that are there stay as they are. Links are followed."""
+    """Make a folder and its parents inside an open root; those that are there stay as they are. Links are followed.
+
+    ``owner`` is the one on disk.
+    """
     place = "/"
     for part in path.split("/"):
         if part in ("", "."):

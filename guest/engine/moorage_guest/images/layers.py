@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moorage_guest.errors import InvalidParameter, NotFound, SystemError_
+from moorage_guest.idmap import IdMap
 from moorage_guest.images import content as media
 from moorage_guest.images import kernel, names
 from moorage_guest.images.image import Image, LayerBlob
@@ -46,6 +47,8 @@ class Layers:
         self._store = store
         self._images = images
         self._layer_store = images.layer_store
+        self.ids = images.layer_store.ids
+        """Who owns the files of containers and layers on disk."""
         self._threads: ThreadPoolExecutor = kernel.umask_free_executor(4, "layers", data_root.layers)
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -116,6 +119,8 @@ class Layers:
             folder.mkdir(mode=0o710, exist_ok=True)
             for name in ("diff", "merged"):
                 (folder / name).mkdir(mode=0o755, exist_ok=True)
+            self.ids.let_through(folder.parent, folder)
+            self.ids.give(folder / "diff")
             (folder / "work").mkdir(mode=0o700, exist_ok=True)
         except BaseException:
             self._remove_rw(container_id)
@@ -195,15 +200,16 @@ class Layers:
         try:
             for name in ("diff", "work", "merged"):
                 (work / name).mkdir(mode=0o755)
+            self.ids.give(work / "diff")
             if chain:
                 lower = self._layer_store.lower_names(chain)
                 self._overlay(work / "merged", lower, upper=work / "diff", work=work / "work")
                 try:
-                    _make_mount_points(work / "merged")
+                    _make_mount_points(work / "merged", self.ids)
                 finally:
                     kernel.unmount(work / "merged", lazy=True)
             else:
-                _make_mount_points(work / "diff")
+                _make_mount_points(work / "diff", self.ids)
             with contextlib.suppress(OSError):  # another thread was faster: its folder is as good
                 (work / "diff").rename(done)
         finally:
@@ -238,7 +244,7 @@ class Layers:
         mounted_before = await self._run(kernel.is_mount_point, self._data_root.mount(container_id) / "merged")
         root = await self.mount(container_id)
         try:
-            async with contextlib.aclosing(self.stream(pack_tree(root))) as chunks:
+            async with contextlib.aclosing(self.stream(pack_tree(root, self.ids))) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
@@ -332,6 +338,7 @@ class Layers:
         try:
             for name in ("diff", "work", "merged"):
                 (folder / name).mkdir(mode=0o755)
+            self.ids.give(folder / "diff")
             if not chain:
                 work(folder / "diff")
             else:
@@ -455,7 +462,7 @@ class Layers:
         if nothing and chain and not empty:
             return None
         with self._images.content.ingest() as blob:
-            for chunk in pack_layer(diff):
+            for chunk in pack_layer(diff, self.ids):
                 blob.write(chunk)
             size, digest = blob.size, blob.digest
             self._images.content.holds.hold(owner, [digest])
@@ -463,13 +470,14 @@ class Layers:
         return LayerBlob(digest, digest, media.LAYER, size)
 
 
-def _make_mount_points(root: Path) -> None:
+def _make_mount_points(root: Path, ids: IdMap) -> None:
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in INIT_FOLDERS:
             parent, _, leaf = name.rpartition("/")
             with contextlib.suppress(FileExistsError, NotADirectoryError), _opened(descriptor, parent) as folder:
                 os.mkdir(leaf, 0o755, dir_fd=folder)
+                os.chown(leaf, *ids.root, dir_fd=folder, follow_symlinks=False)
         for name in INIT_FILES:
             parent, _, leaf = name.rpartition("/")
             with contextlib.suppress(FileExistsError, NotADirectoryError), _opened(descriptor, parent) as folder:
@@ -481,8 +489,10 @@ def _make_mount_points(root: Path) -> None:
                         dir_fd=folder,
                     )
                 )
+                os.chown(leaf, *ids.root, dir_fd=folder, follow_symlinks=False)
         with contextlib.suppress(FileExistsError, NotADirectoryError), _opened(descriptor, "etc") as folder:
             os.symlink("/proc/mounts", "mtab", dir_fd=folder)
+            os.chown("mtab", *ids.root, dir_fd=folder, follow_symlinks=False)
     finally:
         os.close(descriptor)
 

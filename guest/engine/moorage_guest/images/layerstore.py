@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.images import kernel
 from moorage_guest.images.content import ContentStore, Holds
 from moorage_guest.images.streams import BufferedSource
@@ -82,8 +83,10 @@ def remove_tree(path: Path) -> None:
 class LayerStore:
     """Layers below ``<data root>/layers/<short chain id>/diff``. Blocking methods; safe from any thread."""
 
-    def __init__(self, root: Path, tmp: Path, store: Store, content: ContentStore) -> None:
+    def __init__(self, root: Path, tmp: Path, store: Store, content: ContentStore, ids: IdMap = SAME) -> None:
         self.root = root
+        self.ids = ids
+        """Who owns the files of layers on disk."""
         self.tmp = tmp
         self._store = store
         self.content = content
@@ -210,6 +213,7 @@ class LayerStore:
                     base=not parent,
                     free_bytes=free,
                     helpers=self._helpers,
+                    ids=self.ids,
                 ).result()
                 return self._finish(work, chain_id, parent, diff_id, digest, media_type, done.size)
             except BaseException:
@@ -232,7 +236,7 @@ class LayerStore:
         work = self._new_folder()
         try:
             free = max(self.free_bytes() - RESERVE, 0)
-            done = unpack_stream(source, work / "diff", base=not parent, free_bytes=free)
+            done = unpack_stream(source, work / "diff", base=not parent, free_bytes=free, ids=self.ids)
         except BaseException:
             remove_tree(work)
             raise

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.images.tarformat import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -60,11 +61,18 @@ def _xattrs(descriptor: int) -> dict[str, bytes]:
     for name in names:
         if name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay.")):
             try:
-                found[name] = os.getxattr(descriptor, name)
+                value = os.getxattr(descriptor, name)
+                found[name] = _without_root(value) if name == "security.capability" else value
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.ENOTSUP):
                     raise
     return found
+
+
+def _without_root(capability: bytes) -> bytes:
+    """Return a file's capabilities without whose they are: a number that means nothing outside of this machine."""
+    version, size = capability[3:4], 20
+    return capability[:3] + b"\x02" + capability[4:size] if version == b"\x03" else capability
 
 
 @dataclass
@@ -73,6 +81,8 @@ class Packer:
 
     layer: bool = False
     """Turn whiteouts and opaque folders into ``.wh.`` entries."""
+    ids: IdMap = SAME
+    """Who owns the files on disk; archives have the containers' own numbers."""
     seen: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def children(self, folder: int, name: str = "") -> Iterator[bytes]:
@@ -94,9 +104,8 @@ class Packer:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:  # sockets have no place in an archive
             return
-        entry = Entry(
-            name, kind, 0, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, "", 0, 0, 0
-        )
+        uid, gid = self.ids.inside(status.st_uid, status.st_gid) if self.ids else (status.st_uid, status.st_gid)
+        entry = Entry(name, kind, 0, stat.S_IMODE(status.st_mode), uid, gid, status.st_mtime_ns, "", 0, 0, 0)
         if kind == FOLDER:
             yield from self._folder(folder, leaf, entry)
             return
@@ -167,11 +176,11 @@ def _pack(root: Path, packer: Packer) -> Generator[bytes, None, None]:
         os.close(descriptor)
 
 
-def pack_layer(diff: Path) -> Iterator[bytes]:
+def pack_layer(diff: Path, ids: IdMap = SAME) -> Iterator[bytes]:
     """Yield the tar stream of an overlay's upper folder."""
-    return _pack(diff, Packer(layer=True))
+    return _pack(diff, Packer(layer=True, ids=ids))
 
 
-def pack_tree(root: Path) -> Generator[bytes, None, None]:
+def pack_tree(root: Path, ids: IdMap = SAME) -> Generator[bytes, None, None]:
     """Yield the tar stream of a root file system."""
-    return _pack(root, Packer())
+    return _pack(root, Packer(ids=ids))

@@ -16,6 +16,7 @@ from typing import Any
 
 from moorage_guest.errors import InvalidParameter, NotFound
 from moorage_guest.events import EventBus
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.images import content as media
 from moorage_guest.images import kernel, names
 from moorage_guest.images.compression import opened_uncompressed
@@ -44,12 +45,12 @@ def no_containers() -> Mapping[str, list[str]]:
 class ImageTable:
     """Images by id and name. Look-ups only read memory and never wait; what blocks for the disk says so. Thread-safe."""
 
-    def __init__(self, data_root: DataRoot, store: Store, events: EventBus) -> None:
+    def __init__(self, data_root: DataRoot, store: Store, events: EventBus, ids: IdMap = SAME) -> None:
         self.data_root = data_root
         self.events = events
         self._store = store
         self.content = ContentStore(data_root.images, data_root.tmp / "images")
-        self.layer_store = LayerStore(data_root.layers, data_root.tmp / "images", store, self.content)
+        self.layer_store = LayerStore(data_root.layers, data_root.tmp / "images", store, self.content, ids)
         self.in_use: Callable[[], Mapping[str, list[str]]] = no_containers
         """Containers by the image they were made from; the engine puts its own here."""
         self.is_running: Callable[[str], bool] = lambda container_id: False

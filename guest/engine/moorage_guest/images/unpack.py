@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from moorage_guest.idmap import SAME, IdMap, Unmapped
 from moorage_guest.images.streams import BufferedSource
 from moorage_guest.images.tarformat import (
     BLOCK,
@@ -66,6 +67,7 @@ class Unpacked:
 class _State:
     root: str
     base: bool
+    ids: IdMap = SAME
     folders: dict[str, Entry | None] = field(default_factory=lambda: {"": None})
     """Folders there are, with the entry that set their times; None for those made on the way."""
     links: dict[str, str] = field(default_factory=dict)
@@ -201,12 +203,19 @@ class _Flowing:
 
 
 def unpack(
-    archive: int, size: int, target: Path, *, base: bool, free_bytes: int, helpers: Executor | None = None
+    archive: int,
+    size: int,
+    target: Path,
+    *,
+    base: bool,
+    free_bytes: int,
+    helpers: Executor | None = None,
+    ids: IdMap = SAME,
 ) -> Unpacked:
     """Unpack ``size`` bytes of the open file ``archive`` into the empty folder ``target``.
 
     Blocking; runs in a thread of `kernel.umask_free_executor`, as are those of ``helpers``, which write files meanwhile.
-    ``base``: there is no layer below, so whiteouts mean nothing.
+    ``base``: there is no layer below, so whiteouts mean nothing. ``ids``: who owns the files on disk.
     Raises TarError for a damaged or hostile archive, OSError when the disk is at fault.
     """
     if size == 0:
@@ -227,22 +236,30 @@ def unpack(
             if position > size:
                 raise TarError("unexpected EOF")
 
-        return _unpack(read, skip, _Mapped(archive, size, view), target, base, free_bytes, helpers)
+        return _unpack(read, skip, _Mapped(archive, size, view), target, base, free_bytes, helpers, ids)
 
 
-def unpack_stream(source: BufferedSource, target: Path, *, base: bool, free_bytes: int) -> Unpacked:
+def unpack_stream(source: BufferedSource, target: Path, *, base: bool, free_bytes: int, ids: IdMap = SAME) -> Unpacked:
     """As `unpack` for an archive that is still coming: reads it to its end, also what follows the last entry."""
-    done = _unpack(source.read, source.skip, _Flowing(source), target, base, free_bytes, None)
+    done = _unpack(source.read, source.skip, _Flowing(source), target, base, free_bytes, None, ids)
     while source.piece(1 << 20):
         pass
     return done
 
 
 def _unpack(
-    read: Reader, skip: Skipper, content: _Content, target: Path, base: bool, free_bytes: int, helpers: Executor | None
+    read: Reader,
+    skip: Skipper,
+    content: _Content,
+    target: Path,
+    base: bool,
+    free_bytes: int,
+    helpers: Executor | None,
+    ids: IdMap,
 ) -> Unpacked:
     result = Unpacked()
-    state = _State(str(target) + "/", base)
+    state = _State(str(target) + "/", base, ids)
+    ids.give(target)
     with contextlib.closing(_Files(content, state, helpers)) as files:
         for entry in read_entries(read, skip):
             result.entries += 1
@@ -251,10 +268,26 @@ def _unpack(
             result.size += entry.size if entry.kind != SYMLINK else len(os.fsencode(entry.link))
             if result.size > free_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+            if ids:
+                _remap(entry, ids)
             _place(state, entry, files)
         files.settle()
     _finish(state)
     return result
+
+
+def _remap(entry: Entry, ids: IdMap) -> None:
+    try:
+        entry.uid, entry.gid = ids.outside(entry.uid, entry.gid)
+    except Unmapped as error:
+        raise TarError(f'"{entry.name}" cannot be owned by {entry.uid}:{entry.gid} here: {error}') from None
+
+
+def _make_folder(state: _State, name: str) -> None:
+    """Make a folder that may be one that the archive does not list: root's own then."""
+    os.mkdir(state.root + name, 0o755)
+    if state.ids:
+        os.chown(state.root + name, *state.ids.root)
 
 
 def _place(state: _State, entry: Entry, files: _Files) -> None:
@@ -276,7 +309,7 @@ def _place(state: _State, entry: Entry, files: _Files) -> None:
         state.whiteouts.discard(name)
         if entry.kind == FOLDER:
             os.unlink(path)
-            os.mkdir(path, 0o755)
+            _make_folder(state, name)
             os.setxattr(path, OPAQUE_XATTR, b"y")
             state.folders[name] = None
         else:
@@ -390,10 +423,10 @@ def _make_parents(state: _State, parent: str, shown: str) -> str:
             if step in state.whiteouts:
                 os.unlink(state.root + step)
                 state.whiteouts.discard(step)
-                os.mkdir(state.root + step, 0o755)
+                _make_folder(state, step)
                 os.setxattr(state.root + step, OPAQUE_XATTR, b"y")
             else:
-                os.mkdir(state.root + step, 0o755)
+                _make_folder(state, step)
             state.folders[step] = None
         place = step
     return place

@@ -21,6 +21,7 @@ from moorage_guest.errors import (
     NotImplementedByEngine,
     SystemError_,
 )
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.net import links, requests
 from moorage_guest.net.config import DEFAULT_POOLS, NetConfig, Pool, parse_pools
 from moorage_guest.net.firewall import Change, Firewall, NetworkRules, merge, network_change, port_change, removal
@@ -49,12 +50,19 @@ class Fabric:
     """State of all networks and sandboxes, with the sockets that change the kernel's."""
 
     def __init__(
-        self, config: NetConfig, store: Store, data: DataRoot, exec_root: ExecRoot, start_netd: Callable[[], Path]
+        self,
+        config: NetConfig,
+        store: Store,
+        data: DataRoot,
+        exec_root: ExecRoot,
+        start_netd: Callable[[], Path],
+        ids: IdMap = SAME,
     ) -> None:
         self.config = config
         self.store = store
         self.data = data
         self.exec_root = exec_root
+        self.ids = ids
         self.networks: dict[str, NetworkRecord] = {}
         self.sandboxes: dict[str, SandboxRecord] = {}
         self.ipam = Ipam(config.pools or default_pools())

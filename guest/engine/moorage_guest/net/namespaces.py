@@ -8,13 +8,18 @@ import ctypes
 import errno
 import fcntl
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+from moorage_guest.idmap import IdMap
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _NS_GET_NSTYPE = 0xB703
+#: Is in namespaces of its own once it echoes a line, and ends when its input does.
+_HOLDER = ("unshare", "--user", "--net", "cat")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -58,6 +63,40 @@ def create(path: Path) -> int:
         raise
     finally:
         os.close(home)
+
+
+def create_remapped(path: Path, user_path: Path, ids: IdMap, join: Path | None = None) -> int:
+    """As `create`, in a new user namespace that is pinned at ``user_path``: whoever is root there governs the network.
+
+    ``join`` is a user namespace to use instead of a new one. A process makes both, since one with threads, as this one, cannot enter a user namespace. Blocks for some milliseconds.
+    """
+    remove(path)
+    remove(user_path)
+    argv = _HOLDER if join is None else ("nsenter", f"--user={join}", "unshare", "--net", "cat")
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+        assert holder.stdin is not None and holder.stdout is not None and holder.stderr is not None
+        try:
+            holder.stdin.write(b"\n")
+            holder.stdin.flush()
+            if holder.stdout.read(1) != b"\n":
+                raise OSError(
+                    errno.EPERM, f"make user namespace: {holder.stderr.read().decode(errors='replace').strip()}"
+                )
+            for kind, ranges in (("uid", ids.uids), ("gid", ids.gids)) if join is None else ():
+                lines = "".join(f"{each.inside} {each.outside} {each.count}\n" for each in ranges)
+                Path(f"/proc/{holder.pid}/{kind}_map").write_text(lines)
+            for kind, target in (("user", user_path), ("net", path))[0 if join is None else 1 :]:
+                os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                source = f"/proc/{holder.pid}/ns/{kind}"
+                _check(
+                    _libc.mount(source.encode(), os.fsencode(target), None, _MS_BIND, None),
+                    f"keep {kind} namespace at {target}",
+                )
+            return os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            remove(path)
+            remove(user_path)
+            raise
 
 
 def open_path(path: Path) -> int | None:

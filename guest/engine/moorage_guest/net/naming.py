@@ -78,11 +78,13 @@ class Naming:
             own = hostfiles.hosts_text([], hostname, domainname, extra, ipv6=ipv6)
             hostfiles.write(folder / "hosts", own)
         hostfiles.write(folder / "hostname", f"{hostname}\n")
+        self._give(folder)
 
     def folder(self, container_id: str) -> Path:
         """Return the folder of a container's files, made when it is not there."""
         folder = self._fabric.data.container(container_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o710)
+        self._fabric.ids.let_through(folder.parent, folder)
         return folder
 
     def write_files(self, record: SandboxRecord, names: hostfiles.Resolution, *, ipv6: bool) -> None:
@@ -100,6 +102,10 @@ class Naming:
             f"Names of containers are answered here, others by: {', '.join(names.upstream)}" if names.upstream else ""
         )
         hostfiles.write(folder / "resolv.conf", names.conf.text(note))
+        self._give(folder)
+
+    def _give(self, folder: Path) -> None:
+        self._fabric.ids.give(*(folder / name for name in ("hosts", "hostname", "resolv.conf")))
 
     def _link_lines(self, record: SandboxRecord) -> list[str]:
         """Return hosts lines of links on the default network; elsewhere links are names that netd answers."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from moorage_guest.api.types import EndpointSettings
 from moorage_guest.errors import EngineError, Forbidden, InvalidParameter, NotFound, SystemError_
 from moorage_guest.events import EventBus
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.net import requests
 from moorage_guest.net.config import NetConfig
 from moorage_guest.net.fabric import Fabric
@@ -54,6 +55,7 @@ class Networks:
         exec_root: ExecRoot,
         config: NetConfig,
         start_netd: Callable[[], Awaitable[Path]],
+        ids: IdMap = SAME,
     ) -> None:
         self._events = events
         self._config = config
@@ -61,7 +63,7 @@ class Networks:
         self._thread = ThreadPoolExecutor(1, "networks")
         self._reaper = ThreadPoolExecutor(1, "links")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._make = partial(Fabric, config, store, data, exec_root, self._netd_path)
+        self._make = partial(Fabric, config, store, data, exec_root, self._netd_path, ids)
         self._fabric_: Fabric | None = None
         self._sandboxes_: Sandboxes | None = None
         self._remains = Remains()

@@ -33,7 +33,8 @@ def restore(fabric: Fabric, sandboxes: Sandboxes, live: Collection[str]) -> list
     """
     warnings: list[str] = []
     fabric.files.prepare()
-    fabric.exec_root.netns.mkdir(parents=True, exist_ok=True, mode=0o711)
+    for folder in (fabric.exec_root.netns, fabric.exec_root.userns):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o711)
     if fabric.config.ip_forward:
         links.write_sysctl("ipv4/ip_forward", "1")
     fabric.start_firewall()
@@ -243,7 +244,7 @@ def _sweep(fabric: Fabric) -> None:
 
     The default bridge stays: other daemons may share it.
     """
-    for path in fabric.exec_root.netns.iterdir():
+    for path in (*fabric.exec_root.netns.iterdir(), *fabric.exec_root.userns.iterdir()):
         if path.name not in fabric.sandboxes:
             namespaces.remove(path)
     known = {endpoint.host_link for sandbox in fabric.sandboxes.values() for endpoint in sandbox.endpoints}

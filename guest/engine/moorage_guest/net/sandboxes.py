@@ -43,6 +43,8 @@ class SandboxRequest:
     domainname: str = ""
     exposed_ports: tuple[str, ...] = ()
     mac_address: str = ""
+    userns: Path | None = None
+    """The user namespace that the network is to belong to, None for a new one; means nothing unless root is remapped."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Sandbox:
 
     container_id: str
     netns_path: Path
+    userns_path: Path | None
+    """The user namespace to join with it, where the container's root is remapped."""
     endpoints: dict[str, EndpointSettings]
     ports: dict[str, list[dict[str, str]] | None]
     hosts_file: Path
@@ -116,7 +120,7 @@ class Sandboxes:
                 endpoint = self._plan(network, settings, record, number, mac)
                 record = replace(record, endpoints=(*record.endpoints, endpoint))
             fabric.files.put(record)
-            self._build(record)
+            self._build(record, request.userns, remapped=host.userns_mode != "host")
             if ports:
                 record = self._publisher.publish(record, ports)
             self.naming.write_files(record, names, ipv6=hostfiles.speaks_ipv6(host.sysctls))
@@ -147,6 +151,7 @@ class Sandboxes:
             if record.resolver:
                 fabric.netd.request("unsandbox", sandbox=container_id)
         namespaces.remove(Path(record.netns))
+        namespaces.remove(fabric.exec_root.userns / container_id)
         fabric.files.delete(container_id)
         return Remains(
             [endpoint.host_link for endpoint in record.endpoints if endpoint.host_link], list(record.endpoints)
@@ -155,9 +160,11 @@ class Sandboxes:
     def view(self, record: SandboxRecord) -> Sandbox:
         """Return what the rest of the engine sees of a sandbox."""
         folder = self._fabric.data.container(record.container_id)
+        users = self._fabric.exec_root.userns / record.container_id
         return Sandbox(
             container_id=record.container_id,
             netns_path=Path(record.netns),
+            userns_path=users if users.exists() else None,
             endpoints={endpoint.network_name: endpoint_settings(endpoint) for endpoint in record.endpoints},
             ports=api_ports(record.ports, record.exposed),
             hosts_file=folder / "hosts",
@@ -258,10 +265,14 @@ class Sandboxes:
             return ""
         return subnet.aux.get(f"DefaultGatewayIPv{subnet.version}") or subnet.gateway
 
-    def _build(self, record: SandboxRecord) -> None:
+    def _build(self, record: SandboxRecord, userns: Path | None, *, remapped: bool) -> None:
         """Make the namespace and everything in it."""
         fabric = self._fabric
-        namespace = namespaces.create(Path(record.netns))
+        if fabric.ids and remapped:
+            users = fabric.exec_root.userns / record.container_id
+            namespace = namespaces.create_remapped(Path(record.netns), users, fabric.ids, userns)
+        else:
+            namespace = namespaces.create(Path(record.netns))
         try:
             with namespaces.inside(namespace), RouteSocket() as inner:
                 links.prepare_namespace(inner)

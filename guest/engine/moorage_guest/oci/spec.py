@@ -12,6 +12,7 @@ from typing import Any
 
 from moorage_guest.api.types import ContainerConfig, HostConfig, Ulimit
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.oci import capabilities, devices, resources, seccomp, sysctls
 from moorage_guest.oci.security import SecurityOptions, parse_security_options
 from moorage_guest.oci.users import ProcessUser, resolve_user
@@ -99,8 +100,20 @@ class SpecRequest:
     cgroup_parent: str = ""
     joined: Joined = Joined()
     shm_path: Path | None = None
+    ids: IdMap = SAME
+    userns_path: Path | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     defaults: SpecDefaults = SpecDefaults()
+
+    @property
+    def remapped(self) -> bool:
+        """Whether the container's root is another user of the machine."""
+        return bool(self.ids) and self.host_config.userns_mode != "host"
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The machine's numbers for the container's root."""
+        return self.ids.root if self.remapped else (0, 0)
 
 
 def default_cgroupns_mode(cgroup_version: str) -> str:
@@ -193,13 +206,16 @@ def _namespaces(request: SpecRequest, cgroupns: str) -> list[dict[str, str]]:
     add("pid", host.pid_mode, request.joined.pid)
     add("ipc", host.ipc_mode, request.joined.ipc)
     add("cgroup", cgroupns, None)
+    if request.remapped:
+        add("user", "", request.userns_path)
     return found
 
 
 def _default_mounts(request: SpecRequest, security: SecurityOptions) -> list[dict[str, Any]]:
     host = request.host_config
     system = "rw" if host.privileged else "ro"
-    cgroup = "rw" if host.privileged or security.writable_cgroups else "ro"
+    # What there is belongs to the machine's root, not to a remapped one; and crun cannot remount it there.
+    cgroup = "rw" if host.privileged or security.writable_cgroups or request.remapped else "ro"
     mounts = [
         MountPoint("proc", "/proc", "proc", ("nosuid", "noexec", "nodev")),
         MountPoint("tmpfs", "/dev", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
@@ -277,9 +293,14 @@ def build_spec(request: SpecRequest) -> dict[str, Any]:
         "resources": resources.build_resources(host, rules),
         "devices": nodes,
         "sysctl": sysctls.build_sysctls(
-            host, domainname=request.domainname, joins_network=host.network_mode.startswith("container:")
+            host,
+            domainname=request.domainname,
+            joins_network=host.network_mode.startswith("container:"),
+            all_groups=not request.remapped,
         ),
     }
+    if request.remapped:
+        linux |= request.ids.to_oci()
     if not host.privileged:
         linux["maskedPaths"] = list(MASKED_PATHS if host.masked_paths is None else host.masked_paths)
         linux["readonlyPaths"] = list(READONLY_PATHS if host.readonly_paths is None else host.readonly_paths)

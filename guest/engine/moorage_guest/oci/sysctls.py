@@ -14,15 +14,19 @@ def _exists(name: str) -> bool:
     return Path("/proc/sys", *name.split(".")).exists()
 
 
-def build_sysctls(host: HostConfig, *, domainname: str = "", joins_network: bool = False) -> dict[str, str]:
+def build_sysctls(
+    host: HostConfig, *, domainname: str = "", joins_network: bool = False, all_groups: bool = True
+) -> dict[str, str]:
     """Return the parameters to set. With a network namespace of its own a container may bind any port and ping.
+
+    Where there are not ``all_groups``, as in a user namespace, only who has CAP_NET_RAW may ping.
 
     Raises InvalidParameter for a parameter that is not in a namespace of the container's own.
     """
     own_network = host.network_mode != "host" and not joins_network
     found: dict[str, str] = {}
     if own_network:
-        if _exists("net.ipv4.ping_group_range"):
+        if all_groups and _exists("net.ipv4.ping_group_range"):
             found["net.ipv4.ping_group_range"] = "0 2147483647"
         if _exists("net.ipv4.ip_unprivileged_port_start"):
             found["net.ipv4.ip_unprivileged_port_start"] = "0"

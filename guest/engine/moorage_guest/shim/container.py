@@ -63,6 +63,7 @@ class Container:
         self.started_ns = 0
         self.exit: Exit | None = None
         self.size = (0, 0)
+        self.owner = (0, 0)
         self._started = False
         #: Whether the runtime is at work on the start.
         self.starting = False
@@ -121,11 +122,15 @@ class Container:
             result.append({"stream": number, "bytes": count, "capacity": kernel.PIPE_SIZE, "blocked": blocked})
         return result
 
-    def run(self, bundle: str, done: Callable[[RuntimeFailed | None], None]) -> None:
-        """Start the first process; `done` gets None once it runs. ValueError when it was started before."""
+    def run(self, bundle: str, done: Callable[[RuntimeFailed | None], None], owner: tuple[int, int] = (0, 0)) -> None:
+        """Start the first process; `done` gets None once it runs. ValueError when it was started before.
+
+        ``owner`` is the machine's number of the container's root, whose the pipes have to be to be opened again.
+        """
         if self._started:
             raise ValueError(f"container {self.spec.container_id} was started before; a shim starts it only once")
         self._started = self.starting = True
+        self.owner = owner
         pid_file = f"{self._folder}/container.pid"
         arguments = ["run", "--detach", f"--bundle={bundle}", f"--pid-file={pid_file}"]
         console = Console(Path(self._folder), "pty") if self.spec.tty else None
@@ -137,6 +142,7 @@ class Container:
             stdin = self._stdin_read if self._stdin_read >= 0 else null
             outputs = self._sources or self._a
             stdio = (stdin, outputs[STDOUT][1], outputs[STDERR][1])
+            kernel.give(stdio if self._stdin_read >= 0 else stdio[1:], owner)
 
         def finished(failure: RuntimeFailed | None) -> None:
             self.starting = False

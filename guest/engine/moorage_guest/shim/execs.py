@@ -23,6 +23,8 @@ class ExecOptions(NamedTuple):
     tty: bool
     open_stdin: bool
     capture: int
+    #: The container's root, as of `Container.run`.
+    owner: tuple[int, int] = (0, 0)
 
 
 class Launch:
@@ -64,6 +66,7 @@ class Launch:
                 source, self.input = os.pipe2(os.O_CLOEXEC)
                 self._theirs.append(source)
             stdio = (source, out_write, err_write)
+            kernel.give(self._theirs[1:], options.owner)
         runtime.start([*arguments, container_id], stdio, self._runtime_ended, inherited)
         if ahead:
             os.close(inherited)

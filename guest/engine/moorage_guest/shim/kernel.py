@@ -7,6 +7,7 @@ import functools
 import os
 import struct
 import termios
+from collections.abc import Iterable
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
@@ -167,6 +168,13 @@ def replace_small(path: str, data: bytes) -> None:
     finally:
         os.close(descriptor)
     os.rename(path + ".new", path)  # noqa: PTH104 -- see read_small
+
+
+def give(descriptors: Iterable[int], owner: tuple[int, int]) -> None:
+    """Make pipes the root's of a container where that is another user than ours."""
+    if owner != (0, 0):
+        for descriptor in descriptors:
+            os.fchown(descriptor, *owner)
 
 
 def remove(path: str) -> None:

@@ -115,7 +115,8 @@ class Server:
             for each in asked:
                 self._do_status(each)
 
-        self._container.run(str(request.params["bundle"]), done)
+        uid, gid = request.params.get("owner") or (0, 0)
+        self._container.run(str(request.params["bundle"]), done, (int(uid), int(gid)))
 
     def _do_feed(self, request: Request) -> None:
         self._container.attachments.add_feed(client_from(request.take_fd()))
@@ -163,7 +164,7 @@ class Server:
             raise Refused("runtime", f"nobody knows whether {self._container.spec.runtime} waits for its orders")
         if len(self._ready_execs) >= _READY_EXECS or name in self._execs or name in self._ready_execs:
             raise Refused("busy", f"exec {name} is not made ready")
-        options = ExecOptions(name, bool(params["tty"]), bool(params["open_stdin"]), 0)
+        options = ExecOptions(name, bool(params["tty"]), bool(params["open_stdin"]), 0, self._container.owner)
         session = ExecSession(self._loop, self._runtime, options, self._exec_ended)
 
         def dropped() -> None:
@@ -178,7 +179,11 @@ class Server:
     def _do_exec(self, request: Request) -> None:
         params = request.params
         options = ExecOptions(
-            str(params["exec_id"]), bool(params["tty"]), bool(params["open_stdin"]), int(params["capture"])
+            str(params["exec_id"]),
+            bool(params["tty"]),
+            bool(params["open_stdin"]),
+            int(params["capture"]),
+            self._container.owner,
         )
         self._must_run()
         if options.exec_id in self._execs:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.images.archive import TreeWriter, link_end, make_folders, opened
 from moorage_guest.images.build.sources import Source
 from moorage_guest.images.streams import BufferedSource, uncompressed
@@ -19,17 +20,23 @@ def place(
     *,
     chown: tuple[int, int] | None,
     chmod: int | None,
+    ids: IdMap = SAME,
 ) -> None:
-    """Put sources at ``target`` (absolute; a slash at its end makes it a folder) of a root file system."""
+    """Put sources at ``target`` (absolute; a slash at its end makes it a folder) of a root file system.
+
+    ``ids`` says who owns its files on disk.
+    """
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for source in sources:
-            _place_one(descriptor, source, target, chown, chmod)
+            _place_one(descriptor, source, target, chown, chmod, ids)
     finally:
         os.close(descriptor)
 
 
-def _place_one(root: int, source: Source, target: str, chown: tuple[int, int] | None, chmod: int | None) -> None:
+def _place_one(
+    root: int, source: Source, target: str, chown: tuple[int, int] | None, chmod: int | None, ids: IdMap
+) -> None:
     if source.is_archive:  # its files have owners of their own
         chown = None
     owner = chown or (0, 0)
@@ -40,10 +47,10 @@ def _place_one(root: int, source: Source, target: str, chown: tuple[int, int] | 
     else:
         folder, leaf = posixpath.split(link_end(root, target))
     try:
-        make_folders(root, folder, owner)
+        make_folders(root, folder, ids.outside(*owner))
     except NotADirectoryError:
         raise InvalidParameter(f"cannot copy to non-directory: {target}") from None
-    writer = TreeWriter(root, folder or "/", chown=chown, chmod=chmod, new_folder_owner=owner)
+    writer = TreeWriter(root, folder or "/", chown=chown, chmod=chmod, new_folder_owner=owner, ids=ids)
     if source.is_archive:
         _extract(source, writer)
     else:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.images.archive import Content, opened
 from moorage_guest.images.compression import Bounded, compression
 from moorage_guest.images.tarformat import FIFO, FOLDER, REGULAR, SYMLINK, Entry, TarError, looks_like_tar
@@ -50,6 +51,8 @@ class SourceTree(ABC):
     origin: str = field(default="build context", kw_only=True)
     with_owners: bool = field(default=False, kw_only=True)
     """Keep owners: files of another image have theirs, those of a context belong to root."""
+    ids: IdMap = field(default=SAME, kw_only=True)
+    """Who owns that image's files on disk."""
     _digests: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     @abstractmethod
@@ -206,7 +209,7 @@ class FolderTree(SourceTree):
                 yield self._entry(status, inner, link), None
 
     def _entry(self, status: os.stat_result, name: str, link: str) -> Entry:
-        uid, gid = (status.st_uid, status.st_gid) if self.with_owners else (0, 0)
+        uid, gid = self.ids.inside(status.st_uid, status.st_gid) if self.with_owners else (0, 0)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), REGULAR)
         size = status.st_size if kind == REGULAR else 0
         return Entry(name, kind, size, stat.S_IMODE(status.st_mode), uid, gid, status.st_mtime_ns, link, 0, 0, 0)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from moorage_guest.errors import EngineError, InvalidParameter
+from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.images import remote
 from moorage_guest.images.archive import make_folders
 from moorage_guest.images.build import changes
@@ -197,7 +198,7 @@ class StageState:
         def make(root: Path) -> None:
             try:
                 with _folder(root) as descriptor:
-                    make_folders(descriptor, wanted)
+                    make_folders(descriptor, wanted, self.shop.layers.ids.root)
             except NotADirectoryError:
                 raise InvalidParameter(f"Cannot mkdir: {wanted} is not a directory") from None
 
@@ -317,16 +318,17 @@ class StageState:
         """Copy from the layers of another image."""
         layers = self.shop.layers
         sources, digest = await layers.read(
-            chain, lambda root: _look(instruction, [(each, _image_tree(root)) for each in patterns], target)
+            chain, lambda root: _look(instruction, [(each, _image_tree(root, layers.ids)) for each in patterns], target)
         )
         created_by = self._copied(instruction, flags, digest, target)
         if self._from_cache(self.config, created_by):
             return
 
         def work(root: Path, source_root: Path) -> None:
-            there = _image_tree(source_root)
+            there = _image_tree(source_root, layers.ids)
             chosen = [replace(source, tree=there) for source in sources]
-            place(root, chosen, target.path, chown=owner_of(root, flags.get("chown", "")), chmod=chmod)
+            owner = owner_of(root, flags.get("chown", ""))
+            place(root, chosen, target.path, chown=owner, chmod=chmod, ids=layers.ids)
 
         layer = await layers.change_from(self.chain(), chain, self.shop.owner, work)
         await self._record(self.config, layer, created_by)
@@ -347,7 +349,8 @@ class StageState:
             return
 
         def work(root: Path) -> None:
-            place(root, sources, target.path, chown=owner_of(root, flags.get("chown", "")), chmod=chmod)
+            owner = owner_of(root, flags.get("chown", ""))
+            place(root, sources, target.path, chown=owner, chmod=chmod, ids=layers.ids)
 
         layer = await layers.change(self.chain(), self.shop.owner, work)
         await self._record(self.config, layer, created_by)
@@ -484,8 +487,8 @@ def _check_volumes(root: Path, volumes: Iterable[str]) -> None:
                 raise InvalidParameter(f"cannot mount volume over existing file, file exists {path}")
 
 
-def _image_tree(root: Path) -> FolderTree:
-    return FolderTree(root, origin="image", with_owners=True)
+def _image_tree(root: Path, ids: IdMap = SAME) -> FolderTree:
+    return FolderTree(root, origin="image", with_owners=True, ids=ids)
 
 
 def _look(
