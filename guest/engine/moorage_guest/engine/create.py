@@ -347,9 +347,7 @@ async def _make_volumes(engine: "Containers", container: Container, mounts: list
             driver_options, labels = options.get(mount.destination, ({}, {}))
             if mount.anonymous:
                 labels = {**labels, "com.docker.volume.anonymous": ""}
-            volume = await engine.volumes.create(
-                mount.name or None, mount.driver, dict(driver_options), dict(labels)
-            )
+            volume = await engine.volumes.create(mount.name or None, mount.driver, dict(driver_options), dict(labels))
             mount = replace(mount, name=volume.name, source=volume.source, driver=volume.driver)
             await engine.volumes.reference(volume.name, container.id)
             if not mount.no_copy:

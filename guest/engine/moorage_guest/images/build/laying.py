@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
+from moorage_guest.idmap import IdMap
 from moorage_guest.images.archive import make_folders
 from moorage_guest.images.build.board import Board, Task
 from moorage_guest.images.build.contexts import Contexts
@@ -70,7 +71,7 @@ class Layering:
             yield await self.contexts.tree(origin.address)
             return
         async with self.layers.viewed(await self._chain(origin)) as root:
-            yield FolderTree(root, origin="stage", with_owners=True)
+            yield FolderTree(root, origin="stage", with_owners=True, ids=self.layers.ids)
 
     async def _chain(self, origin: Origin) -> Sequence[str]:
         if origin.stage is not None:
@@ -148,7 +149,7 @@ class Layering:
                 if known is None:
 
                     def fill(root: Path) -> None:
-                        place(root, found, "/", chown=None, chmod=None)
+                        place(root, found, "/", chown=None, chmod=None, ids=self.layers.ids)
 
                     layer = await self.layers.change((), self.owner, fill, empty=True)
                     assert layer is not None
@@ -171,7 +172,9 @@ class Layering:
                     layer = await self._machine.run(step, chain, task)
             else:
                 assert isinstance(step, MakeFolder)
-                made = await self.layers.change(chain, self.owner, lambda root: _make_folder(root, step), empty=True)
+                made = await self.layers.change(
+                    chain, self.owner, lambda root: _make_folder(root, step, self.layers.ids), empty=True
+                )
                 assert made is not None
                 layer = made
             return await self._remember(key, layer, _on(chain, layer), _description(planned, step))
@@ -210,7 +213,7 @@ class Layering:
                 known = await self._known(key, fresh, task)
                 if known is None:
                     layer = await self.layers.change(
-                        under, self.owner, lambda root: _place(root, found, owner), empty=True
+                        under, self.owner, lambda root: _place(root, found, owner, self.layers.ids), empty=True
                     )
                     assert layer is not None
                     known = await self._remember(key, layer, _on(under, layer), task.vertex.name)
@@ -260,10 +263,10 @@ def _description(planned: Planned, step: Step) -> str:
     return _name(planned, step)
 
 
-def _make_folder(root: Path, step: MakeFolder) -> None:
+def _make_folder(root: Path, step: MakeFolder, ids: IdMap) -> None:
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        make_folders(descriptor, step.path)
+        make_folders(descriptor, step.path, ids.root)
     except NotADirectoryError:
         raise InvalidParameter(f"failed to make the folder {step.path}: not a directory") from None
     finally:
@@ -278,6 +281,6 @@ def _owner(root: Path, text: str) -> tuple[int, int]:
         return 0, 0
 
 
-def _place(root: Path, found: Sequence[tuple[Source, str]], owner: tuple[int, int] | None) -> None:
+def _place(root: Path, found: Sequence[tuple[Source, str]], owner: tuple[int, int] | None, ids: IdMap) -> None:
     for source, target in found:
-        place(root, [source], target, chown=owner, chmod=None)
+        place(root, [source], target, chown=owner, chmod=None, ids=ids)

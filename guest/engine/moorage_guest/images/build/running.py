@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage_guest.errors import InvalidParameter, NotFound
+from moorage_guest.idmap import IdMap
 from moorage_guest.images import kernel
 from moorage_guest.images.archive import real_path
 from moorage_guest.images.build.board import Task
@@ -138,9 +139,10 @@ class Machine:
         mode = mount.mode if mount.mode is not None else 0o755
 
         def fill(folder: Path) -> None:
-            fill_folder(folder, mode=mode, uid=mount.uid, gid=mount.gid)
+            uid, gid = self.layers.ids.outside(mount.uid, mount.gid)
+            fill_folder(folder, mode=mode, uid=uid, gid=gid)
             if tree is not None:
-                _copy(tree, mount.source, folder)
+                _copy(tree, mount.source, folder, self.layers.ids)
 
         key = mount.id if origin is None else f"{mount.id} {await self.identity(origin, mount.source)}"
         description = f'cached mount {mount.target} from exec {" ".join(step.command)} with id "/{mount.id}"'  # as BuildKit has it
@@ -155,7 +157,8 @@ class Machine:
         stack.push_async_callback(lambda: finished(asyncio.to_thread(remove_tree, folder)))
         (folder / "root").mkdir()
         (folder / "root").chmod(0o755)
-        return await self.layers.in_thread(lambda: _copy(tree, mount.source, folder / "root"))
+        self.layers.ids.give(folder / "root")
+        return await self.layers.in_thread(lambda: _copy(tree, mount.source, folder / "root", self.layers.ids))
 
     async def _secret(self, step: Run, mount: Mount, path: Path, given: _Place) -> None:
         value = await self.session.secret(mount.id)
@@ -166,15 +169,17 @@ class Machine:
         if mount.variable:
             given.secrets.append(f"{mount.variable}={value.decode('utf-8', 'surrogateescape')}")
         if mount.target:
-            _write(path, value, mount.mode if mount.mode is not None else 0o400, mount.uid, mount.gid)
+            uid, gid = self.layers.ids.outside(mount.uid, mount.gid)
+            _write(path, value, mount.mode if mount.mode is not None else 0o400, uid, gid)
             given.bind(path, mount.target, writable=False)
 
     async def _agent(
         self, stack: contextlib.AsyncExitStack, step: Run, mount: Mount, path: Path, given: _Place
     ) -> None:
         mode = mount.mode if mount.mode is not None else 0o600
+        uid, gid = self.layers.ids.outside(mount.uid, mount.gid)
         try:
-            await stack.enter_async_context(self.session.ssh(mount.id, path, mount.uid, mount.gid, mode))
+            await stack.enter_async_context(self.session.ssh(mount.id, path, uid, gid, mode))
         except InvalidParameter as error:
             if mount.required:
                 raise step.statement.error(str(error)) from None
@@ -216,14 +221,14 @@ def _inside(tree: FolderTree, source: str) -> Path:
     return path
 
 
-def _copy(tree: SourceTree, source: str, folder: Path) -> Path:
+def _copy(tree: SourceTree, source: str, folder: Path, ids: IdMap) -> Path:
     """Copy what is at a path into a folder and return where it is then. Blocks. Raises InvalidParameter."""
     clean = posixpath.normpath(f"/{source.lstrip('/')}").lstrip("/")
     try:
         (found,) = tree.find(clean or "/", command="RUN", archives=False)
     except (InvalidParameter, ValueError):
         raise _not_there(source) from None
-    place(folder, [found], "/", chown=None, chmod=None)
+    place(folder, [found], "/", chown=None, chmod=None, ids=ids)
     return folder if found.is_folder else folder / posixpath.basename(found.path)
 
 
