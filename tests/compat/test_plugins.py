@@ -1,6 +1,9 @@
-"""Volume drivers that somebody else runs, as dockerd's legacy plugins: asked by name, counted, outlived, and never waited for in vain."""
+"""Plugins that somebody else runs, as dockerd's legacy plugins: found by name, asked, outlived, and never waited for in vain."""
 
 import json
+import signal
+import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -8,7 +11,7 @@ import pytest
 
 from tests.support.images import busybox_archive
 from tests.support.moored import Moored, Sandbox, wait_for
-from tests.support.plugins import VolumePlugin
+from tests.support.plugins import AuthorizationPlugin, VolumePlugin, body_of
 
 pytestmark = pytest.mark.root
 
@@ -147,3 +150,70 @@ def test_a_plugin_that_comes_late_is_waited_for(daemon: Moored) -> None:
         (folder / "late.spec").write_text(f"unix://{daemon.sandbox.root}/elsewhere.sock\n")
         out, error = waiting.communicate(timeout=60)
         assert (out, error) == (b"books\n", b"")
+
+
+@pytest.fixture
+def guard(daemon: Moored) -> Iterator[AuthorizationPlugin]:
+    """A plugin named "guard" that the daemon asks for leave, since a reload."""
+    with AuthorizationPlugin(daemon.exec_root / "plugins/guard.sock") as plugin:
+        daemon.config_file.write_text('{"authorization-plugins": ["guard", "guard"]}')
+        daemon.signal(signal.SIGHUP)
+        wait_for("the plugin to be asked", lambda: daemon.answers() and plugin.called("AuthZReq"))
+        plugin.calls.clear()
+        assert isinstance(plugin, AuthorizationPlugin)
+        yield plugin
+
+
+def answer_to(daemon: Moored, first_line: bytes, body: bytes) -> bytes:
+    """Return how the answer to a request begins that says nothing of what its body is."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(60)
+        client.connect(str(daemon.socket))
+        client.sendall(b"%s\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (first_line, len(body), body))
+        return client.recv(4096)
+
+
+def test_nothing_is_done_or_answered_without_leave(daemon: Moored, guard: AuthorizationPlugin) -> None:
+    daemon.docker("run", "--rm", "--name", "mine", "-e", "A=b", "busybox", "true")
+    (asked,) = [each for each in guard.called("AuthZReq") if "/containers/create" in each["RequestUri"]]
+    assert asked["RequestMethod"] == "POST" and asked["RequestUri"].endswith("?name=mine")
+    assert body_of(asked)["Env"] == ["A=b"] and "User" not in asked
+    answered = next(each for each in guard.called("AuthZRes") if "/containers/create" in each["RequestUri"])
+    assert answered["ResponseStatusCode"] == 201 and "Id" in body_of(answered, "ResponseBody")
+    assert daemon.api.get("/info").json["Plugins"]["Authorization"] == ["guard"]
+    guard.refuse = lambda method, asked: "not you" if method == "AuthZReq" and asked["RequestMethod"] == "POST" else ""
+    done = daemon.docker_run("volume", "create", "none")
+    assert done.stderr.strip() == "Error response from daemon: authorization denied by plugin guard: not you"
+    assert answer_to(daemon, b"POST /volumes/create HTTP/1.1", b"").startswith(b"HTTP/1.1 403 Forbidden")
+    assert daemon.docker("volume", "ls", "-q") == ""
+    guard.refuse = lambda method, asked: "nor that" if method == "AuthZRes" and "/json" in asked["RequestUri"] else ""
+    assert "denied by plugin guard: nor that" in daemon.docker_run("ps").stderr
+    guard.instead["AuthZPlugin.AuthZReq"] = lambda asked: {"Err": "no idea"}
+    done = daemon.docker_run("volume", "ls")
+    assert "plugin guard failed with error: AuthZPlugin.AuthZReq: no idea" in done.stderr
+    del guard.instead["AuthZPlugin.AuthZReq"]
+    guard.refuse = lambda method, asked: ""
+    daemon.docker_run("login", "-u", "u", "-p", "secret", "registry.invalid")
+    assert all(body_of(each) is None for each in guard.called("AuthZReq") if "/auth" in each["RequestUri"])
+
+
+def test_no_body_is_read_that_a_plugin_was_not_shown(daemon: Moored, guard: AuthorizationPlugin) -> None:
+    body = b'{"Name":"smuggled"}'
+    assert answer_to(daemon, b"POST /volumes/create HTTP/1.1", body).startswith(b"HTTP/1.1 400")
+    assert daemon.docker("volume", "ls", "-q") == ""
+
+
+def test_a_daemon_that_cannot_ask_for_leave_does_not_start(daemon: Moored, guard: AuthorizationPlugin) -> None:
+    streamed = daemon.docker_popen("run", "--rm", "-i", "busybox", "cat", stdin=subprocess.PIPE)
+    assert streamed.communicate(b"through\n", timeout=60)[0] == b"through\n"
+    daemon.stop()
+    daemon.config_file.write_text('{"authorization-plugins": ["nobody"]}')
+    (daemon.exec_root / "plugins/guard.sock").rename(daemon.sandbox.root / "guard.sock")
+    (daemon.exec_root / "plugins").rmdir()
+    try:
+        assert daemon.spawn().wait(60) == 1
+        daemon.process = None
+        assert 'error validating authorization plugin nobody: plugin "nobody" not found' in daemon.log()
+    finally:
+        (daemon.exec_root / "plugins").mkdir(parents=True)
+        (daemon.sandbox.root / "guard.sock").rename(daemon.exec_root / "plugins/guard.sock")

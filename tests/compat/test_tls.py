@@ -1,8 +1,10 @@
 """The API over TCP: only with certificates of both sides, and then for everything that clients do over the socket."""
 
+import base64
 import datetime
 import ipaddress
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.support.images import busybox_archive
-from tests.support.moored import DEADLINE, Moored, Sandbox, running_moored
+from tests.support.moored import DEADLINE, Moored, Sandbox, running_moored, wait_for
+from tests.support.plugins import AuthorizationPlugin
 
 PORT = 23760
 
@@ -159,3 +162,23 @@ def test_tcp_without_client_certificates_is_refused_at_start(verify: bool) -> No
         assert moored.spawn().wait(DEADLINE) == 1
         text = "cannot load TLS files" if verify else "does not listen on TCP without client certificates"
         assert text in moored.log() and "Traceback" not in moored.log()
+
+
+def test_authorization_plugins_are_told_whose_certificate_it_is(secured: Moored, folders: dict[str, Path]) -> None:
+    with AuthorizationPlugin(secured.exec_root / "plugins/guard.sock") as plugin:
+
+        def is_asked() -> bool:
+            plugin.calls.clear()
+            return secured.answers() and bool(plugin.called("AuthZReq"))
+
+        secured.config_file.write_text('{"authorization-plugins": ["guard"]}')
+        secured.signal(signal.SIGHUP)
+        wait_for("the reload", is_asked)
+        assert docker(secured, folders["client"], "ps").returncode == 0
+        asked = plugin.called("AuthZReq")[-1]
+        assert (asked["User"], asked["UserAuthNMethod"]) == ("client", "TLS")
+        shown = base64.b64decode(asked["RequestPeerCertificates"][0])
+        assert shown.split() == (folders["client"] / "cert.pem").read_bytes().split()
+        secured.config_file.write_text('{"authorization-plugins": []}')
+        secured.signal(signal.SIGHUP)
+        wait_for("the second reload", lambda: not is_asked())

@@ -25,6 +25,7 @@ from moorage_guest.listeners import Listener, ListenError, TlsFiles, open_listen
 from moorage_guest.liveconfig import ConfigFileError, LiveConfig, add_own_arguments, load
 from moorage_guest.paths import DataRoot, ExecRoot
 from moorage_guest.pidfile import AlreadyRunning, PidFile
+from moorage_guest.plugins.authorization import NoSuchPlugin
 from moorage_guest.remap import RemapError, Remapped, prepare_data_root, remapped
 from moorage_guest.store import StoreError
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             remap = remapped(config.current.userns_remap)
             place = prepare_data_root(Path(config.current.data_root), remap.ids)
             return asyncio.run(_serve(config, place, exec_root, early, usual_hosts, remap))
-    except (AlreadyRunning, ListenError, RemapError, SettingsError, StoreError) as error:
+    except (AlreadyRunning, ListenError, NoSuchPlugin, RemapError, SettingsError, StoreError) as error:
         log.error("%s", error)
         sys.stderr.write(f"failed to start daemon: {error}\n")
         return 1

@@ -12,11 +12,18 @@ from moorage_guest import sysinfo
 from moorage_guest.api import (
     again,
     build,
+<<<<<<< HEAD
     buildkit,
+=======
+>>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
     container_streams,
     containers,
     exec,
     images,
+<<<<<<< HEAD
+=======
+    leave,
+>>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
     networks,
     off,
     system,
@@ -41,6 +48,7 @@ from moorage_guest.memory import Spare
 from moorage_guest.net.networks import Networks
 from moorage_guest.paths import DataRoot, ExecRoot, plugin_folders
 from moorage_guest.plugins import volumedriver
+from moorage_guest.plugins.authorization import Authorization, NoSuchPlugin
 from moorage_guest.plugins.client import Plugins
 from moorage_guest.remap import Remapped
 from moorage_guest.room import shortages
@@ -69,7 +77,12 @@ class Graph:
         self.layers = Layers(data_root, self.store, self.images)
         self.build_cache = BuildCache(data_root.build_cache, self.store, self.images)
         self.plugins = Plugins(plugin_folders(data_root, exec_root))
+<<<<<<< HEAD
         self.volumes = Volumes(self.store, self.events, data_root, self.plugins, remap.ids)
+=======
+        self.authorization = Authorization(self.plugins)
+        self.volumes = Volumes(self.store, self.events, data_root, self.plugins)
+>>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
         self.networks = Networks(
             self.store,
             self.events,
@@ -99,6 +112,7 @@ class Graph:
         self.images.is_running = lambda container_id: container_id in self.containers.running
         self.images.configure(registry_settings(config.current))
         self._build_steps = ContainerSteps(self.containers)
+<<<<<<< HEAD
         self.buildkit = buildkit.BuildKit(
             self.images,
             self.layers,
@@ -109,6 +123,10 @@ class Graph:
             host_gateways=self.networks.host_gateways,
         )
         self.server = ApiServer(again.checked(self._routes(), self.containers, self.networks), holder=agent)
+=======
+        known = again.checked(self._routes(), self.containers, self.networks)
+        self.server = ApiServer(leave.guarded(known, self.authorization), holder=agent)
+>>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
         self.spare = Spare()
         self.server.on_streamed = self.spare.soon
 
@@ -134,7 +152,10 @@ class Graph:
         ]
 
     async def start(self) -> None:
-        """Take back what runs, then free what nobody holds. Raises StoreError or OSError when the roots are unusable."""
+        """Take back what runs, then free what nobody holds.
+
+        Raises StoreError or OSError when the roots are unusable, NoSuchPlugin when nobody can be asked for leave.
+        """
         self.pump.start()
         await self.images.start()
         await self.build_cache.start()
@@ -142,6 +163,7 @@ class Graph:
         self.containers.task(self._build_steps.clear(), "removal of what builds left")
         if self.store.recovered is None:
             await self.images.sweep()
+        await self.authorization.use(self.config.current.authorization_plugins)
 
     async def _resume_streams(self) -> None:
         """Go on with the answers that an earlier daemon left at the agent; returns when each has begun to watch."""
@@ -163,6 +185,8 @@ class Graph:
         self.containers.settings = settings
         self.images.configure(registry_settings(self.config.current))
         current = self.config.current
+        if changed.get("authorization-plugins") is not None:
+            self.containers.task(self._use_authorization(current.authorization_plugins), "authorization plugins")
         logging.getLogger().setLevel(logging.DEBUG if current.debug else logging.INFO)
         log.debug("Reset Max Concurrent Downloads: %d", current.max_concurrent_downloads)
         log.debug("Reset Max Concurrent Uploads: %d", current.max_concurrent_uploads)
@@ -176,6 +200,12 @@ class Graph:
         log.info(
             "Reloaded configuration: %s", _text({**changed, **proxies}) if changed or proxies else "nothing changed"
         )
+
+    async def _use_authorization(self, names: tuple[str, ...]) -> None:
+        try:
+            await self.authorization.use(names)
+        except NoSuchPlugin as error:
+            log.error("Failed to reload the configuration: %s; those before go on", error)
 
     async def shut_down(self) -> None:
         """Stop answering; with live restore off, stop the containers too."""
@@ -220,6 +250,7 @@ class Graph:
             tasks=len(asyncio.all_tasks()),
             warnings=warnings,
         )
+        answer["Plugins"]["Authorization"] = list(self.authorization.names) or None
         answer["Plugins"]["Volume"] += self.plugins.known(volumedriver.ABILITY)
         return answer
 

@@ -404,10 +404,9 @@ class DaemonConfig:
     authorization_plugins: tuple[str, ...] = setting(
         TextList(),
         (),
-        "Plugins that allow or forbid requests.",
+        "Plugins that allow or forbid requests, asked in this order.",
         cost=Cost.RELOAD,
         flags=("--authorization-plugin",),
-        refusal="the engine takes no plugins; remove authorization-plugins",
     )
     api_cors_header: str = setting(
         Text(),

@@ -12,6 +12,7 @@ from typing import Any
 
 from moorage_guest import web
 from moorage_guest.api.kept import Holder, Kept
+from moorage_guest.plugins.authorization import Peer
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
     upgrade but websocket; a client that does not wait for the 101 would lose the beginning of its input.
     """
 
-    __slots__ = ("_connection", "_doubt", "_ending", "_holder", "_malformed", "_room", "kept", "leaving", "raw")
+    __slots__ = ("_connection", "_doubt", "_ending", "_holder", "_malformed", "_room", "kept", "leaving", "peer", "raw")
 
     def __init__(
         self,
@@ -48,6 +49,8 @@ class Protocol(web.RequestHandler, asyncio.BufferedProtocol):
         super().__init__(manager, loop=loop, **settings)
         self.raw: bytes | None = None
         self.kept: Kept | None = None
+        #: Who speaks, where TLS has told.
+        self.peer: Peer | None = None
         #: Whether the daemon ends and another one comes: the client must not notice.
         self.leaving = False
         self._malformed = malformed

@@ -26,6 +26,7 @@ from moorage_guest.api.protocol import Protocol
 from moorage_guest.api.tlsfront import TlsFront
 from moorage_guest.api.writer import AnswerWriter
 from moorage_guest.errors import EngineError, InvalidParameter
+from moorage_guest.plugins.authorization import Peer
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class ApiRequest(web.BaseRequest):
     server_headers: Mapping[str, str]
     #: The body, once `read_body` has read it.
     body: bytes | None = None
+    #: Whether a body counts as JSON only when it says so, since otherwise nobody was shown it.
+    strict: bool = False
 
     @property
     def connection(self) -> Protocol:
@@ -190,8 +193,13 @@ class ApiServer:
         self._fronts.append(front)
         front.start()
 
-    async def _adopt(self, connection: socket.socket) -> None:
-        await asyncio.get_running_loop().connect_accepted_socket(self._server, connection)
+    async def _adopt(self, connection: socket.socket, peer: Peer | None) -> None:
+        def protocol() -> Protocol:
+            made = self._server()
+            made.peer = peer
+            return made
+
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
 
     async def take_over(self) -> None:
         """Go on with the connections that the daemon before us had; after `serve`."""
@@ -444,8 +452,9 @@ async def json_object(request: web.BaseRequest, *, required: bool = True) -> dic
         if required:
             raise InvalidParameter("invalid JSON: got EOF while reading request body")
         return {}
-    if "Content-Type" in request.headers and request.content_type != "application/json":
-        kind = request.headers["Content-Type"]
+    strict = isinstance(request, ApiRequest) and request.strict
+    if (strict or "Content-Type" in request.headers) and request.content_type != "application/json":
+        kind = request.headers.get("Content-Type", "")
         raise InvalidParameter(f"unsupported Content-Type header ({kind}): must be 'application/json'")
     try:
         value = parse_json(body)

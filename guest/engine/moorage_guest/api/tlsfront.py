@@ -12,6 +12,8 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from moorage_guest.plugins.authorization import Peer
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -23,10 +25,13 @@ _CHUNK = 65536
 
 
 class TlsFront:
-    """Accepts connections on a listening socket. ``adopt`` is given the plain end of each, and owns it from then on."""
+    """Accepts connections on a listening socket. ``adopt`` is given the plain end of each, owned by it from then on, and who the client is."""
 
     def __init__(
-        self, listener: socket.socket, context: ssl.SSLContext, adopt: Callable[[socket.socket], Awaitable[None]]
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext,
+        adopt: Callable[[socket.socket, Peer | None], Awaitable[None]],
     ) -> None:
         self._listener = listener
         self._context = context
@@ -78,7 +83,7 @@ class TlsFront:
                 ours, theirs = socket.socketpair()
                 stack.enter_context(ours)
                 ours.setblocking(False)
-                await self._adopt(theirs)
+                await self._adopt(theirs, _peer(secured))
                 inward = loop.create_task(connection.read_into(ours))
                 try:
                     await connection.write_from(ours)
@@ -90,6 +95,15 @@ class TlsFront:
                         await connection.do(secured.unwrap)
             except (OSError, TimeoutError) as error:  # ssl.SSLError is one
                 log.info("a connection over TLS ended: %s", error or type(error).__name__)
+
+
+def _peer(secured: ssl.SSLSocket) -> Peer | None:
+    """Return who has shown a certificate that was checked; None when nobody had to."""
+    certificate, details = secured.getpeercert(binary_form=True), secured.getpeercert()
+    if not certificate or not details:
+        return None
+    subject: Any = details.get("subject", ())
+    return Peer(next((value for part in subject for key, value in part if key == "commonName"), ""), certificate)
 
 
 class _Connection:

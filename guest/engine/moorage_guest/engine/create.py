@@ -176,6 +176,9 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
         _pin_reference(engine, host, field_name)
     _pin_links(engine, host)
     wanted = _endpoints(engine, config, host, request.networking)
+    for each in mounts:
+        if each.kind == "volume" and not each.anonymous:
+            await engine.volumes.look_for(each.name, each.driver)
 
     container_id = secrets.token_hex(32)
     while container_id[:12].isdigit():  # a hostname of digits alone confuses programs
@@ -195,9 +198,6 @@ async def create(engine: "Containers", request: CreateRequest) -> Created:
     mounts = [
         replace(each, name=secrets.token_hex(32)) if each.anonymous and not each.name else each for each in mounts
     ]
-    for each in mounts:
-        if each.kind == "volume" and not each.anonymous:
-            await engine.volumes.look_for(each.name, each.driver)
     fresh = {each.name for each in mounts if each.kind == "volume" and not engine.volumes.has(each.name)}
     try:
         await engine.layers.create_rw(container_id, image.id, dict(host.storage_opt), chain=request.chain)

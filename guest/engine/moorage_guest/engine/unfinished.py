@@ -91,7 +91,8 @@ async def tidy(engine: "Containers", known: Collection[str]) -> None:
 async def _free(engine: "Containers", container_id: str, note: Mapping[str, Any]) -> None:
     for name in note.get("volumes", []):
         if engine.volumes.has(str(name)) and not engine.volumes.get(str(name)).local:
-            engine.task(_remove(engine, str(name), container_id), f"removal of volume {name}")  # a plugin may take its time
+            # A plugin may take its time.
+            engine.task(_remove(engine, str(name), container_id), f"removal of volume {name}")
         else:
             await _remove(engine, str(name), container_id)
     told = any(each.action == "destroy" and each.actor_id == container_id for each in engine.events.history())
