@@ -12,18 +12,12 @@ from moorage_guest import sysinfo
 from moorage_guest.api import (
     again,
     build,
-<<<<<<< HEAD
     buildkit,
-=======
->>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
     container_streams,
     containers,
     exec,
     images,
-<<<<<<< HEAD
-=======
     leave,
->>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
     networks,
     off,
     system,
@@ -77,12 +71,8 @@ class Graph:
         self.layers = Layers(data_root, self.store, self.images)
         self.build_cache = BuildCache(data_root.build_cache, self.store, self.images)
         self.plugins = Plugins(plugin_folders(data_root, exec_root))
-<<<<<<< HEAD
-        self.volumes = Volumes(self.store, self.events, data_root, self.plugins, remap.ids)
-=======
         self.authorization = Authorization(self.plugins)
-        self.volumes = Volumes(self.store, self.events, data_root, self.plugins)
->>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
+        self.volumes = Volumes(self.store, self.events, data_root, self.plugins, remap.ids)
         self.networks = Networks(
             self.store,
             self.events,
@@ -112,7 +102,6 @@ class Graph:
         self.images.is_running = lambda container_id: container_id in self.containers.running
         self.images.configure(registry_settings(config.current))
         self._build_steps = ContainerSteps(self.containers)
-<<<<<<< HEAD
         self.buildkit = buildkit.BuildKit(
             self.images,
             self.layers,
@@ -122,11 +111,8 @@ class Graph:
             worker_id=self.identity,
             host_gateways=self.networks.host_gateways,
         )
-        self.server = ApiServer(again.checked(self._routes(), self.containers, self.networks), holder=agent)
-=======
         known = again.checked(self._routes(), self.containers, self.networks)
         self.server = ApiServer(leave.guarded(known, self.authorization), holder=agent)
->>>>>>> a4dc377 (guest/plugins: Ask authorization plugins for leave)
         self.spare = Spare()
         self.server.on_streamed = self.spare.soon
 
@@ -136,6 +122,7 @@ class Graph:
             info=self.info,
             disk_usage=self.disk_usage,
             login=self.login,
+            builder_version=lambda: "2" if self.config.current.features.get("buildkit", True) else "1",
             agent=self.agent,
             components=_components,
         )
