@@ -1,6 +1,7 @@
 """docker buildx, docker build with it, bake and Compose build on the engine's own builder, as on dockerd's BuildKit."""
 
 import json
+import signal
 import subprocess
 import tarfile
 from collections.abc import Mapping
@@ -66,6 +67,23 @@ def test_an_image_is_built_named_and_told_of(moored: Moored, tmp_path: Path) -> 
     again = build(moored, context, "-t", "first", "--iidfile", str(tmp_path / "again"))
     assert "CACHED" in again
     assert (tmp_path / "again").read_text() == image_id, "what is found in the cache makes the same image"
+
+
+def test_docker_build_takes_this_builder_and_the_configuration_can_say_otherwise(
+    fresh_moored: Moored, tmp_path: Path
+) -> None:
+    context = write(tmp_path, {"Dockerfile": "FROM busybox\nRUN true\n"})
+    done = run(fresh_moored, "build", "--progress=plain", "-t", "made", str(context))
+    assert done.returncode == 0, done
+    assert "naming to docker.io/library/made" in done.stderr
+    fresh_moored.config_file.write_text('{"features": {"buildkit": false}}')
+    fresh_moored.signal(signal.SIGHUP)
+
+    def asks_for_the_classic_builder() -> bool:
+        ping = fresh_moored.api.call("GET", "/_ping")
+        return {name.lower(): value for name, value in ping.headers.items()}["builder-version"] == "1"
+
+    wait_for("the daemon to read its configuration", asks_for_the_classic_builder)
 
 
 def test_a_secret_is_seen_by_its_command_alone(moored: Moored, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_ping_answers_get_and_head_with_all_headers(moored: Moored) -> None:
         headers = answer.headers
         assert headers["Api-Version"] == "1.51"
         assert headers["Ostype"] == "linux"
-        assert headers["Builder-Version"] == "1"
+        assert headers["Builder-Version"] == "2"
         assert headers["Swarm"] == "inactive"
         assert headers["Docker-Experimental"] == "false"
         assert headers["Cache-Control"] == "no-cache, no-store, must-revalidate"

@@ -106,9 +106,15 @@ def lines(output: str) -> list[str]:
         text = re.sub(r"\bsha256:[0-9a-f]{64}", "sha256:ID", text)
         text = re.sub(r"\b\d+(\.\d+)?(kB|MB|B)\b( / \d+(\.\d+)?(kB|MB|B))?", "SIZE", text)
         text = re.sub(r" ?\b\d+\.\d+s\b", "", text)
+        text = re.sub(r"(transferring \w+:) SIZE", r"\1", text)
+        text = re.sub(r"(checksum of ref) .*?: ", r"\1 ID: ", text)
+        text = re.sub(r" \(did you mean .*\)", "", text)  # of two that are as near either is said
         text = re.sub(r"^(> )?\d+\.\d+ ", r"\1", text)
         step = found.setdefault(number, [])
-        if not re.match(r"(sha256:ID SIZE|transferring \w+: SIZE$|exporting layers$|copying files SIZE$|DONE$)", text):
+        if not re.match(
+            r"(sha256:ID SIZE|transferring \w+:$|(exporting layers|writing image \S+|naming to \S+)$|copying files SIZE$|DONE$)",
+            text,
+        ):
             step.append(text)
     steps = [step for number, step in found.items() if number]
     return [line for step in sorted(steps) for line in step] + found.get("", [])

@@ -394,7 +394,13 @@ class DaemonConfig:
     )
     experimental: bool = setting(Switch(), False, "Say to clients that experimental features are on.")
     features: Mapping[str, bool] = setting(
-        Flags(), {}, "Named features on or off.", cost=Cost.RELOAD, flags=("--feature",), absent=Absent.DEFAULT
+        Flags(),
+        {},
+        "Named features on or off. `buildkit`, on unless false, is what makes clients build with BuildKit when their "
+        "user has chosen no builder; the engine knows no other.",
+        cost=Cost.RELOAD,
+        flags=("--feature",),
+        absent=Absent.DEFAULT,
     )
     tls: bool = setting(Switch(), False, "Use TLS on TCP sockets; tlsverify implies it.")
     tlsverify: bool = setting(Switch(), False, "Ask for and check the client's certificate.")

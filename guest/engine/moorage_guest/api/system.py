@@ -46,7 +46,8 @@ class SystemService:
     """The answer of GET /system/df for the object types asked for."""
     login: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
     """Check registry credentials, as POST /auth answers."""
-    builder_version: str = "1"
+    builder_version: Callable[[], str]
+    """Which builder clients are to take when their user has not chosen: 1 is the classic one, 2 is BuildKit."""
     agent: Agent | None = None
     components: Callable[[], list[dict[str, Any]]] = field(default=list)
 
@@ -104,7 +105,7 @@ class _Handlers:
         self._service = service
 
     async def ping(self, request: ApiRequest) -> web.StreamResponse:
-        headers = {**NO_CACHE, "Builder-Version": self._service.builder_version, "Swarm": "inactive"}
+        headers = {**NO_CACHE, "Builder-Version": self._service.builder_version(), "Swarm": "inactive"}
         if request.method == "HEAD":
             return web.Response(status=200, headers={**headers, "Content-Length": "0"}, content_type="text/plain")
         return web.Response(status=200, headers=headers, text="OK")
