@@ -222,7 +222,7 @@ def test_everything_python_is_compiled(machine: ImageMachine) -> None:
 
 def test_engine_dependencies_can_be_imported(machine: ImageMachine) -> None:
     machine.run(
-        "python3 -I -c 'import aiohttp.web, pydantic, zstandard, sqlite3, ssl, moorage_guest, moorage_contract'"
+        "python3 -I -c 'import aiohttp.web, h2.connection, pydantic, zstandard, sqlite3, ssl, moorage_guest, moorage_contract'"
     )
 
 

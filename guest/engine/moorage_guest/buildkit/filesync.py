@@ -169,11 +169,12 @@ class Receiver:
         self._last = order
 
     async def _go_on(self) -> None:
-        """Ask for what is wanted next; at the end say so."""
-        while self._wanted and len(self._asked) < _MAX_REQUESTS:
-            number, announced = self._wanted.popleft()
-            self._asked[number] = announced
-            await self.stream.send(Packet(REQUEST, id=number))
+        """Ask for what is wanted next, for many at a time; at the end say so."""
+        if len(self._asked) <= _MAX_REQUESTS // 2:
+            asking = [self._wanted.popleft() for _ in range(min(len(self._wanted), _MAX_REQUESTS - len(self._asked)))]
+            self._asked.update(asking)
+            if asking:
+                await self.stream.send(*(Packet(REQUEST, id=number) for number, _ in asking))
         if self._listed and not self._asked:
             await self.stream.send(Packet(FIN))
 
@@ -232,9 +233,8 @@ class Sender:
     async def _list(self) -> None:
         walking = self._walk(self.root, "")
         while found := await asyncio.to_thread(_some, walking):
-            for each in found:
-                self._files.append(each.path if not each.linkname and each.mode & _GO_TYPE == 0 else None)
-                await self.stream.send(Packet(STAT, each))
+            self._files += [each.path if not each.linkname and each.mode & _GO_TYPE == 0 else None for each in found]
+            await self.stream.send(*(Packet(STAT, each) for each in found))
         await self.stream.send(Packet(STAT))
 
     def _walk(self, folder: Path, name: str) -> Iterator[Stat]:

@@ -258,14 +258,14 @@ class ClientStream:
         self._checked = False
         self._sending = asyncio.Lock()
 
-    async def send(self, message: Message) -> None:
-        """Send a message, waiting while the peer takes none. Raises PeerGone; GrpcError when the peer has answered with one.
+    async def send(self, *messages: Message) -> None:
+        """Send messages, waiting while the peer takes none. Raises PeerGone; GrpcError when the peer has answered with one.
 
         Several tasks may send.
         """
         try:
             async with self._sending:
-                await self._stream.send(_framed(message))
+                await self._stream.send(b"".join(map(_framed, messages)))
         except PeerGone:
             await self._raise_answer()
             raise

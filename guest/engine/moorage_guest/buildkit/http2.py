@@ -26,10 +26,14 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
+from hyperframe.frame import Frame
 
 from moorage_guest.buildkit.errors import PeerGone
 
 log = logging.getLogger(__name__)
+
+# h2 makes a text of every frame that comes, for a log which nobody reads: half of what a frame costs.
+Frame.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
