@@ -1,16 +1,19 @@
 """docker buildx, docker build with it, bake and Compose build on the engine's own builder, as on dockerd's BuildKit."""
 
+import base64
 import json
 import signal
 import subprocess
 import tarfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support import buildx
 from tests.support.dockerd import tools_root
+from tests.support.fuzzing import tar_bytes
 from tests.support.moored import Moored, wait_for
 
 pytestmark = pytest.mark.root
@@ -244,3 +247,38 @@ def test_what_cannot_be_done_is_refused_in_dockerds_words(
     done = run(moored, "buildx", "build", "--progress=plain", *options, str(context))
     assert done.returncode == 1
     assert words in done.stderr
+
+
+def test_clients_of_before_build_without_grpc(moored: Moored) -> None:
+    context = tar_bytes({"Dockerfile": b"FROM busybox\nARG A\nCOPY x /x\nRUN echo $A >> /x; echo said\n", "x": b"1\n"})
+    query = {
+        "version": "2",
+        "t": "before",
+        "buildargs": json.dumps({"A": "2"}),
+        "labels": json.dumps({"l": "m"}),
+        "buildid": "b1",
+    }
+    reply = moored.api.call("POST", "/build", query=query, body=context, headers={"Content-Type": "application/x-tar"})
+    messages = [json.loads(line) for line in reply.body.splitlines()]
+    assert "error" not in messages[-1], messages[-1]
+    told = b"".join(base64.b64decode(each["aux"]) for each in messages if each["id"] == "moby.buildkit.trace")
+    assert b"RUN echo" in told
+    assert b"said\n" in told
+    (image,) = (each["aux"]["ID"] for each in messages if each["id"] == "moby.image.id")
+    assert moored.docker("image", "inspect", "-f", "{{.Id}} {{.Config.Labels.l}}", "before") == f"{image} m"
+    assert moored.docker("run", "--rm", "--net=none", "before", "cat", "/x") == "1\n2"
+
+
+def test_a_build_is_ended_by_its_id(moored: Moored) -> None:
+    def runs() -> bool:
+        return moored.sandbox.run("pgrep", "-fx", "sleep 1018", check=False).returncode == 0
+
+    context = tar_bytes({"Dockerfile": b"FROM busybox\nRUN sleep 1018\n"})
+    with ThreadPoolExecutor() as pool:
+        query = {"version": "2", "buildid": "endless"}
+        building = pool.submit(moored.api.call, "POST", "/build", query=query, body=context, timeout=120)
+        wait_for("the command to run", runs)
+        assert moored.api.call("POST", "/build/cancel", query={"id": "endless"}, check=False).status == 200
+        last = json.loads(building.result(60).body.splitlines()[-1])
+    assert "context canceled" in last["error"]
+    wait_for("the command to end", lambda: not runs())
