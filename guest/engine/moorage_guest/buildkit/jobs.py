@@ -92,7 +92,9 @@ class Job:
                 ready.set_exception(_cancelled())
             raise
         except Exception as error:
-            if ready.done():
+            if ready.cancelled():  # the client went, and the build failed for that before it could be cancelled
+                log.debug("build %s ends without its client: %s", self.ref, error)
+            elif ready.done():
                 log.exception("what build %s held cannot be given up", self.ref)
             else:
                 ready.set_exception(error)
