@@ -4,6 +4,7 @@ A built engine is a tar (compressed or not) or zip whose top level has `moorage_
 engine of the image is in force. Switching and probing is done by `upgrade`.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -47,11 +48,25 @@ class Engines:
     @property
     def previous(self) -> str | None:
         """The engine before the one in force, if one was replaced."""
-        try:
-            name = json.loads((self._folder / "state.json").read_text()).get("previous")
-        except (OSError, ValueError, AttributeError):
-            return None
+        name = self._state().get("previous")
         return str(name) if name in (BUILT_IN, *self.names()) else None
+
+    @property
+    def unproven(self) -> tuple[str, str | None] | None:
+        """The engine that was put in force and has not been seen to work, and the one to go back to, if there is one."""
+        try:
+            record = self._state()["unproven"]
+            name, back = str(record["name"]), record["back"]
+        except (KeyError, TypeError):
+            return None
+        return name, str(back) if back in (BUILT_IN, *self.names()) else None
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self._folder / "state.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
 
     def names(self) -> list[str]:
         """Versions that are staged, oldest first."""
@@ -86,8 +101,15 @@ class Engines:
             result["PYTHONPATH"] = os.pathsep.join(path)
         return result
 
-    def switch(self, name: str, *, previous: str | None) -> None:
-        """Put an engine in force for whatever starts from now on."""
+    def switch(self, name: str, *, previous: str | None, back: str | None = None) -> None:
+        """Put an engine in force for whatever starts from now on; it is `unproven` until `proven` is called.
+
+        An agent that is killed meanwhile leaves to the next one what is to be proven, and which engine to go `back` to.
+        """
+        state = self._state()
+        if previous is not None:
+            state["previous"] = previous
+        self._keep({**state, "unproven": {"name": name, "back": back}})
         link = self._folder / "current"
         if name == BUILT_IN:
             link.unlink(missing_ok=True)
@@ -96,13 +118,20 @@ class Engines:
             new.unlink(missing_ok=True)
             new.symlink_to(name)
             new.rename(link)
-        if previous is not None:
-            write_json(self._folder / "state.json", {"previous": previous})
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self._folder)
+
+    def proven(self) -> None:
+        """The engine in force works, or nothing can be done about it. Idempotent; on a full disk it is proven once more later."""
+        state = self._state()
+        if state.pop("unproven", None) is not None:
+            with contextlib.suppress(OSError):
+                self._keep(state)
+
+    def _keep(self, state: dict[str, Any]) -> None:
+        file = self._folder / "state.json"
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_json(file, state)
+        _sync(file)
 
     def stage(self, file: Path, sha256: str) -> str:
         """Check and unpack a built engine; return its version. Blocks. Raises EngineError, and leaves nothing then."""
@@ -139,6 +168,14 @@ class Engines:
         """Remove a staged engine that is not in force."""
         if name not in (self.current, BUILT_IN) and name in self.names():
             kernel.remove_tree(str(self._folder / name))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def numbers(version: str) -> tuple[int, ...]:

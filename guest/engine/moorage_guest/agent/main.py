@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,10 @@ from moorage_guest.agent.service import Service
 from moorage_guest.agent.shims import Shims
 from moorage_guest.shim import kernel
 from moorage_guest.shim.loop import Loop, catch
+
+#: Seconds for which a supervising agent waits for the one before: a child of that which is yet to execute its program may
+#: outlive it for a moment, with all it had.
+_LOCK_PATIENCE = 2.0
 
 #: Seconds that a private agent stays when it has no shim and nobody is connected.
 IDLE = 10.0
@@ -84,9 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exec_root, data_root = options.exec_root, options.data_root
     exec_root.mkdir(mode=0o711, parents=True, exist_ok=True)
     lock = os.open(exec_root / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(lock, _LOCK_PATIENCE if options.supervise else 0):
         if not options.supervise:  # somebody else was faster; the daemon connects to that one
             os.write(1, b"ready\n")
             return 0
@@ -97,6 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return supervise(data_root, exec_root, options.config_file or data_root / "daemon.json", options.rest)
     return _private(exec_root)
+
+
+def _locked(lock: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def _private(exec_root: Path) -> int:

@@ -61,7 +61,7 @@ def supervise(data_root: Path, exec_root: Path, config_file: Path, arguments: Se
 
 def _enter_engine(engines: Engines, exec_root: Path, log: LogFile) -> None:
     """Become the agent of the engine in force, unless this is it, or it has failed to come up too often."""
-    inside = os.environ.get("MOORAGE_ENGINE", BUILT_IN)
+    inside = _inside()
     wanted = engines.current
     if inside == wanted:
         return
@@ -79,6 +79,11 @@ def _enter_engine(engines: Engines, exec_root: Path, log: LogFile) -> None:
     else:
         counter.write_text(str(attempts + 1))
     _execute(engines)
+
+
+def _inside() -> str:
+    """Return the engine that this agent is of."""
+    return os.environ.get("MOORAGE_ENGINE", BUILT_IN)
 
 
 def _execute(engines: Engines) -> NoReturn:
@@ -127,7 +132,8 @@ class Supervisor:
         self._daemon = daemon = Daemon(loop, exec_root, argv, engines, log, output)
         self._containers = Containers(loop, exec_root, self._shims, log)
         config = Config(loop, config_file, exec_root, daemon, log)
-        upgrade = Upgrade(loop, exec_root, engines, daemon, self._containers.names_of_running, log)
+        upgrade = Upgrade(loop, exec_root, engines, daemon, self._containers.names_of_running, log, _inside())
+        self._upgrade = upgrade
         upgrade.on_switched = self._enter_new_engine
         methods = Methods(
             loop, (data_root, exec_root), (daemon, config, self._containers, self._shims, engines, upgrade),
@@ -160,6 +166,7 @@ class Supervisor:
         self._log(f"agent {os.getpid()} begins, engine {self._engines.version_of(self._engines.current)}")
         self._shims.find()
         self._daemon.begin()
+        self._upgrade.resume()
         if not rehearsed:
             rehearse(self._loop, self._exec_root)  # meanwhile the zygote imports
         self._loop.later(_LOG_INTERVAL, self._look_at_log)
@@ -196,8 +203,9 @@ class Supervisor:
 
     def _enter_new_engine(self) -> None:
         def leave() -> None:
-            self._reexec = True
-            self._loop.stop()
+            if not self._ending:
+                self._reexec = True
+                self._loop.stop()
 
         self._loop.later(0.2, leave)  # the answer to the host has left by then
 

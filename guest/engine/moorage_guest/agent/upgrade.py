@@ -24,18 +24,21 @@ Done = Callable[[str], None]
 
 
 class Upgrade:
-    """One change at a time. `done("")` is called after success, `done(why)` after failure; `on_switched` after the former."""
+    """One change at a time. `done("")` is called after success, `done(why)` after failure; `on_switched` when another engine
+    than this agent's is in force then."""
 
     def __init__(
         self, loop: Loop, exec_root: Path, engines: Engines, daemon: Daemon, running: Callable[[], list[str]],
-        log: Callable[[str], None],
+        log: Callable[[str], None], inside: str,
     ) -> None:  # fmt: skip
+        """`inside` is the engine that this agent is of."""
         self._loop = loop
         self._exec_root = exec_root
         self._engines = engines
         self._daemon = daemon
         self._running = running
         self._log = log
+        self._inside = inside
         self._busy = False
         self.on_switched: Callable[[], None] = lambda: None
 
@@ -63,6 +66,16 @@ class Upgrade:
         else:
             self._switch(previous, finish)
 
+    def resume(self) -> None:
+        """Go on with a change under which an agent was killed: its daemon and zygote may be of either engine. Quiet if none was."""
+        unproven = self._engines.unproven
+        if unproven is None or unproven[0] != self._engines.current:
+            self._engines.proven()
+            return
+        name, before = unproven
+        self._log(f"an agent ended while it changed to engine {self._engines.version_of(name)}: going on with that")
+        self._prove(name, before, self._begin(lambda _why: None))
+
     def _begin(self, done: Done) -> Done:
         if self._busy:
             raise Refused("busy", "another change of the engine is under way: wait for it")
@@ -70,9 +83,10 @@ class Upgrade:
 
         def finish(why: str) -> None:
             self._busy = False
+            self._engines.proven()
             self._log(f"change of the engine: {why or 'done, in force is ' + self._engines.current}")
             done(why)
-            if not why:
+            if self._engines.current != self._inside:
                 self.on_switched()
 
         return finish
@@ -109,12 +123,27 @@ class Upgrade:
 
     def _switch(self, name: str, finish: Done) -> None:
         before = self._engines.current
-        self._engines.switch(name, previous=before)
+        try:
+            self._engines.switch(name, previous=before, back=before)
+        except OSError as error:
+            finish(f"engine {self._engines.version_of(name)} cannot be put in force: {error.strerror}")
+            return
+        self._prove(name, before, finish)
+
+    def _prove(self, name: str, before: str | None, finish: Done) -> None:
+        """Start zygote and daemon of the engine in force and see whether they work; if not, go back."""
         label = f"engine {self._engines.version_of(name)}"
 
         def back(why: str) -> None:
+            if before is None:
+                finish(f"{label} is not ready: {why}")
+                return
             self._log(f"{label} failed ({why}): going back")
-            self._engines.switch(before, previous=name if before != BUILT_IN else None)
+            try:
+                self._engines.switch(before, previous=name if before != BUILT_IN else None)
+            except OSError as error:
+                finish(f"{label} failed: {why}; the engine before cannot be put in force: {error.strerror}")
+                return
 
             def restarted(up: bool) -> None:
                 state = "is in force again" if up else "was put back but is not ready yet; see the daemon's log"
