@@ -19,12 +19,11 @@ from moorage_contract.version import ENGINE_VERSION
 
 from moorage_host import docker_context, settings
 from moorage_host.api import BackendProcess, MachineStatus, PublishedPort
+from moorage_host.berth import Berth, may_change
 from moorage_host.engine_config import EngineConfig
 from moorage_host.errors import ErrorCode, HostError
-from moorage_host.files import private_folder
 from moorage_host.link.agent import Held
 from moorage_host.machine import console
-from moorage_host.machine.connection import Connection, choose_uri
 from moorage_host.machine.lifecycle import RUNNING, State
 from moorage_host.machine.machine import Machine, Power
 from moorage_host.machine.place import Progress
@@ -64,7 +63,7 @@ class Controller:
         self._booted_with: Settings | None = None
         self._plan = Plan.BOOT  # of the start under way
         self._unproven = False  # found running, has not answered yet: libvirt may find that it was never whole
-        self._machine = machine  # else made from the settings when first needed
+        self._berth = Berth(paths, machine)
         self._standing = Standing()
         self._config_problem = ""
         self._engine: protocol.Status | None = None
@@ -75,6 +74,7 @@ class Controller:
         self._operation = asyncio.Lock()
         self._doing = ""
         self._adopted = asyncio.Event()
+        self._known = False  # whether libvirt could be asked what an earlier backend has left
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = time.time()
@@ -98,7 +98,8 @@ class Controller:
 
     def status(self) -> MachineStatus:
         """Where everything stands now."""
-        record = self._machine.record() if self._machine is not None else None
+        machine = self._berth.machine
+        record = machine.record() if machine is not None else None
         running = self.state in RUNNING
         name = self._settings.name
         return MachineStatus(
@@ -110,14 +111,14 @@ class Controller:
             name=name,
             accelerator=record.accelerator if record and running else "",
             accelerator_note=record.accelerator_note if record and running else "",
-            libvirt_uri=self._machine.connection.uri if self._machine else "",
+            libvirt_uri=machine.connection.uri if machine else "",
             cpus=self._settings.cpus,
             memory_mib=self._settings.memory_mib,
             disk_gib=self._settings.disk_gib,
             restart_needed=running
             and self._booted_with is not None
             and _resources(self._booted_with) != _resources(self._settings),
-            ssh_port=self._machine.known_ssh_port() if self._machine and running else 0,
+            ssh_port=machine.known_ssh_port() if machine and running else 0,
             docker_socket=str(self._paths.docker_socket),
             docker_context=name if docker_context.exists(self._docker_config, name) else "",
             image_version=record.engine_version if record else "",
@@ -146,10 +147,7 @@ class Controller:
     def change_settings(self, changes: dict[str, Any]) -> Settings:
         """Change settings; they hold from the machine's next start on."""
         found = settings.changed(self.settings(), changes)
-        if found.name != self._settings.name and self.state is not State.ABSENT:
-            raise HostError(
-                "the name cannot change while there is a machine", hint="moorage delete", code=ErrorCode.CONFLICT
-            )
+        may_change(self._settings, found, present=self.state is not State.ABSENT)
         settings.save(found, self._paths.settings)
         self._settings = found
         self._standing.tell()
@@ -325,25 +323,30 @@ class Controller:
     async def run(self) -> None:
         """Take over a machine that runs already, then watch for ever. Cancel to end; the machine goes on."""
         self._loop = asyncio.get_running_loop()
+        trouble = ""
         try:
             while True:
                 try:
                     await self._look()
+                    if trouble and self._standing.message == trouble:
+                        self._standing.note("")
+                    trouble = ""
                 except HostError as error:
-                    self._standing.note(str(error))
+                    trouble = str(error)
+                    self._standing.note(trouble)
+                    self._lost_if_gone()
                 except Exception as error:
                     fault = f"the backend failed while it watched the machine: {error!r}"
                     if fault != self._standing.message:
                         logger.exception("watching the machine")
                     self._standing.note(fault)
-                pause = self._pause()
+                pause = STEADY if trouble else self._pause()
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), pause)
         finally:
             self._close_session()
-            if self._machine is not None:
-                await asyncio.to_thread(self._machine.connection.close)
+            await self._berth.close()
 
     def _pause(self) -> float:
         if time.monotonic() - self._boot_began > READY_DEADLINE:
@@ -351,11 +354,11 @@ class Controller:
         return {State.STARTING: EAGER, State.BOOTED: PATIENT}.get(self.state, STEADY)
 
     async def _look(self) -> None:
-        if not self._adopted.is_set():
+        if not self._known:
             try:
-                await self._adopt()
+                self._known = self.state in RUNNING or await self._adopt()
             finally:
-                self._adopted.set()
+                self._adopted.set()  # who waits for that learns from what it asks next why it could not be
         if self.state in RUNNING and self._boot_began and self.state is not State.STOPPING:
             now = time.monotonic()
             if now - self._last_look >= LOOK:
@@ -364,13 +367,16 @@ class Controller:
                     return
             await self._drive(now)
 
-    async def _adopt(self) -> None:
-        """Find the machine that an earlier backend left, on or off."""
+    async def _adopt(self) -> bool:
+        """Find the machine that an earlier backend left, on or off. False when a command came in between, which knows better."""
+        again = self._adopted.is_set()  # libvirt could not be asked before: commands no longer wait for this
         found = self.settings()
         if not self._paths.machine_record.exists():
-            return
+            return True
         machine = self._machine_for(found)
         power = await machine.power(found.name)
+        if again and self._operation.locked():
+            return False
         if power is Power.PAUSED and "starting" in await machine.reason(found.name):
             # The backend before died while it restored the machine, in which nothing has run yet, nor ever will.
             logger.info("cutting the power of the machine %s that was being restored", found.name)
@@ -383,6 +389,7 @@ class Controller:
             self._boot_began = time.monotonic() - IMPATIENCE
         elif power is not Power.ABSENT:
             self._standing.set(State.STOPPED)
+        return True
 
     async def _still_on(self) -> bool:
         machine = self._machine_for(self._settings)
@@ -452,10 +459,8 @@ class Controller:
         """One step further: connect, meet the agent, reach the engine, keep the clock."""
         session = self._session_for()
         if not session.connected:
-            if self.state in (State.BOOTED, State.READY):
+            if self._lost_if_gone():
                 self._standing.note("the connection to the guest broke; connecting again")
-                self._engine = None
-                self._standing.move(State.STARTING)
             awaited, patience = console.SSHD_STARTS, IMPATIENCE
             if self._plan is Plan.SAVE:  # questions before that would only keep it from getting there
                 awaited, patience = console.HELD, HOLDING
@@ -497,6 +502,14 @@ class Controller:
         if now - self._last_clock >= CLOCK_PERIOD and self._engine is not None:
             self._last_clock = now
             await session.set_clock()
+
+    def _lost_if_gone(self) -> bool:
+        """Say that there is no way into the guest, once there is none; whether that was news."""
+        news = self.state in (State.BOOTED, State.READY) and not self._ways.connected
+        if news:
+            self._engine = None
+            self._standing.move(State.STARTING)
+        return news
 
     async def _meet_agent(self, session: Session) -> None:
         """Learn the agent's status and settle daemon.json; quiet while the agent is not there yet."""
@@ -596,11 +609,7 @@ class Controller:
     # -- small ones
 
     def _machine_for(self, found: Settings) -> Machine:
-        if self._machine is None:
-            private_folder(self._paths.state)
-            uri = choose_uri(found.libvirt_uri, self._paths.embedded_root)
-            self._machine = Machine(self._paths, Connection(uri, self._paths.embedded_root))
-        return self._machine
+        return self._berth.machine_for(found, running=self.state in RUNNING)
 
     def _make_context(self) -> None:
         try:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,29 @@ def prepare_user(home: Path) -> None:
     subprocess.run(["mount", "--bind", str(changed), "/etc/passwd"], check=True)
 
 
+@dataclass
+class OtherHost:
+    """The other host: its user's home, and its sshd on a port of 127.0.0.1."""
+
+    home: Path
+    port: int
+    sshd: contextlib.ExitStack
+
+    def start(self) -> None:
+        """Have sshd listen."""
+        self.sshd.enter_context(sshd(self.home / "sshd", self.port, BE_USER))
+
+    def stop(self) -> None:
+        """End sshd with all connections, as when the network goes."""
+        self.sshd.close()
+        for pid, line in processes().items():
+            if line.startswith(f"sshd: {USER}"):
+                os.kill(pid, 9)
+
+
 @contextlib.contextmanager
-def other_host(laptop: Path) -> Iterator[tuple[Path, int]]:
-    """The other host: its user's home, and the port of its sshd. `laptop` is a folder here, where known_hosts and a key come to be."""
+def other_host(laptop: Path) -> Iterator[OtherHost]:
+    """The other host, reachable. `laptop` is a folder here, where known_hosts and a key come to be."""
     home = Path(tempfile.mkdtemp(prefix="moorage-there-"))
     try:
         prepare_user(home)
@@ -61,8 +82,10 @@ def other_host(laptop: Path) -> Iterator[tuple[Path, int]]:
         (laptop / ".ssh" / "known_hosts").write_text(known)
         for path in (home, folder, *folder.iterdir()):
             os.chown(path, UID, GID)
-        with sshd(folder, port, BE_USER):
-            yield home, port
+        with contextlib.ExitStack() as stack:
+            there = OtherHost(home, port, stack)
+            there.start()
+            yield there
     finally:
         subprocess.run(["umount", "/etc/passwd"], check=True)
         shutil.rmtree(home, ignore_errors=True)
@@ -89,12 +112,12 @@ def main() -> None:
     seen: dict[str, Any] = {}
     with user_home() as laptop:
         os.environ["HOME"] = str(laptop)
-        with other_host(laptop) as (home, port):
-            uri = f"qemu+ssh://{USER}@127.0.0.1:{port}/session?keyfile={laptop}/.ssh/key"
+        with other_host(laptop) as there:
+            uri = f"qemu+ssh://{USER}@127.0.0.1:{there.port}/session?keyfile={laptop}/.ssh/key"
             vm = Vm(user_paths(), Client(user_paths()))
             vm.client.change_settings(image=str(image_folder()), memory_mib=1024, cpus=1, disk_gib=4, libvirt_uri=uri)
             try:
-                use(vm, home, seen)
+                use(vm, there, seen)
             except BaseException:
                 for path in (vm.paths.backend_log, vm.paths.console_log):
                     with contextlib.suppress(OSError):
@@ -104,13 +127,13 @@ def main() -> None:
                 with contextlib.suppress(Exception):
                     vm.client.delete()
                 vm.client.stop_backend()
-            seen["left"] = sorted(str(path) for path in home.rglob("*moorage*") if "qemu/log" not in str(path))
+            seen["left"] = sorted(str(path) for path in there.home.rglob("*moorage*") if "qemu/log" not in str(path))
             seen["left_running"] = [line for line in processes().values() if "qemu-system" in line]
             seen["left_here"] = vm.paths.machine.exists()
     json.dump(seen, sys.stdout)
 
 
-def use(vm: Vm, home: Path, seen: dict[str, Any]) -> None:
+def use(vm: Vm, there: OtherHost, seen: dict[str, Any]) -> None:
     """What the test looks at, in the order in which a user would do it."""
     steps: list[str] = []
     started = vm.client.start(steps.append)
@@ -118,13 +141,15 @@ def use(vm: Vm, home: Path, seen: dict[str, Any]) -> None:
     seen["copied"] = [step for step in steps if step.startswith("copying")]
     (qemu,) = [pid for pid, line in processes().items() if "qemu-system" in line]
     seen["listening"] = listening(qemu)
-    (pool,) = home.glob(".local/share/moorage-*")
+    (pool,) = there.home.glob(".local/share/moorage-*")
     seen["pool"] = sorted(re.sub("^[0-9a-f]{20}-", "DIGEST-", path.name) for path in pool.iterdir())
     seen["console"] = "sshd starts" in vm.paths.console_log.read_text(errors="replace")
 
     vm.docker("load", "-i", str(busybox_archive()))
     script = "mkdir /www; echo over there > /www/index.html; exec httpd -f -p 80 -h /www"
-    container = vm.docker("run", "-d", "-p", "127.0.0.1:0:80", BUSYBOX_IMAGE, "sh", "-c", script).strip()
+    container = vm.docker(
+        "run", "-d", "--stop-signal", "KILL", "-p", "127.0.0.1:0:80", BUSYBOX_IMAGE, "sh", "-c", script
+    ).strip()
     address = f"http://{vm.docker('port', container, '80').strip()}/"
     wait_for_port(vm)
     seen["published"] = urllib.request.urlopen(address, timeout=60).read().decode()
@@ -139,14 +164,18 @@ def use(vm: Vm, home: Path, seen: dict[str, Any]) -> None:
     seen["after_backend"] = urllib.request.urlopen(address, timeout=60).read().decode()
 
     started_at = vm.api().api.inspect_container(container)["State"]["StartedAt"]
-    for connection, line in processes().items():
-        if re.match(f"sshd: {USER}", line):
-            os.kill(connection, 9)
-    for status in vm.client.watch():
-        if status.state == "ready":
-            with contextlib.suppress(Exception):
-                seen["after_loss"] = vm.api().api.inspect_container(container)["State"]["StartedAt"] == started_at
-                break
+    for pid, line in processes().items():
+        if "/libvirtd" in line:
+            os.kill(pid, 9)
+    seen["state_without_libvirtd"] = vm.client.status().state
+
+    there.stop()
+    seen["lost"] = vm.wait("starting").state
+    there.start()
+    vm.wait("ready")
+    seen["after_loss"] = vm.api().api.inspect_container(container)["State"]["StartedAt"] == started_at
+    wait_for_port(vm)
+    seen["published_after_loss"] = urllib.request.urlopen(address, timeout=60).read().decode()
 
     vm.client.change_settings(disk_gib=5)
     steps.clear()

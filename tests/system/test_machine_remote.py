@@ -28,7 +28,11 @@ def test_machine_on_another_host_serves_as_one_here_and_leaves_nothing_behind() 
     assert found["console"], "the console's log is fetched"
     assert (found["shell"], found["published"]) == ("moorage", "over there\n")
     assert found["after_backend"] == "over there\n", "the next backend takes the machine over"
-    assert found["after_loss"], "the container goes on while the connection is lost"
+    assert found["state_without_libvirtd"] == "ready", "a libvirtd that died is started anew"
+    assert (found["lost"], found["after_loss"]) == ("starting", True), (
+        "the container goes on while the connection is lost"
+    )
+    assert found["published_after_loss"] == "over there\n"
     assert any("root.squashfs" in step for step in found["copied"])
     assert (found["copied_again"], found["disk_mib"], found["images"]) == ([], 5 << 10, True)
     assert (found["left"], found["left_running"], found["left_here"]) == ([], [], False)

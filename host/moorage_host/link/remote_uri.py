@@ -87,6 +87,16 @@ def parse(uri: str) -> RemoteUri | None:
     )
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two URIs lead to the same machines, by whatever way. Pure; HostError for what cannot be served."""
+    first, second = parse(one), parse(other)
+    if first is None or second is None:
+        return first is second
+    if first.session and first.user != second.user:
+        return False
+    return (first.host, first.driver) == (second.host, second.driver)
+
+
 def _path(uri: str, name: str, parameters: dict[str, str]) -> Path | None:
     if name not in parameters:
         return None

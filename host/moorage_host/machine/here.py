@@ -9,7 +9,7 @@ from moorage_contract.image_manifest import Manifest
 
 from moorage_host.files import write_atomically
 from moorage_host.link import keys
-from moorage_host.machine import accelerator, console, disk, forward
+from moorage_host.machine import accelerator, console, disk, forward, there
 from moorage_host.machine.accelerator import Circumstances
 from moorage_host.machine.library import libvirt
 from moorage_host.machine.place import Files, Progress
@@ -25,6 +25,11 @@ class Here:
     def __init__(self, paths: Paths, uri: str) -> None:
         self._paths = paths
         self.run_as_root = uri.startswith(("qemu:///system", "qemu+unix:///system"))
+
+    def check(self) -> None:
+        record = there.load(self._paths)
+        if record is not None:
+            raise there.elsewhere(record, self._paths)
 
     async def arch(self) -> str:
         return accelerator.native_arch()

@@ -135,6 +135,7 @@ class Machine:
         that, unless not `use_saved`; one that cannot be restored is removed, and the machine boots.
         """
         private_folder(self._paths.machine)
+        self._place.check()
         arch = await self._place.arch()
         folder = self._paths.image if settings.image == "auto" else Path(settings.image)
         program = await self._place.emulator(arch)
@@ -431,6 +432,7 @@ class Machine:
 
     async def delete(self, name: str) -> None:
         """Remove the machine, its disk and everything on it. Idempotent."""
+        self._place.check()
 
         def remove(connection: libvirt.virConnect) -> None:
             domain = self._own(connection, name)

@@ -37,6 +37,9 @@ class Place(Protocol):
     run_as_root: bool
     """Whether QEMU needs root's rights for the files."""
 
+    def check(self) -> None:
+        """Raise HostError when the machine is in another place than the settings say."""
+
     async def arch(self) -> str:
         """The host's own architecture in Debian's words."""
 

@@ -22,7 +22,7 @@ from moorage_contract.postponed import postponed
 
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import write_atomically
-from moorage_host.link import keys
+from moorage_host.link import keys, remote_uri
 from moorage_host.machine import console
 from moorage_host.machine.accelerator import NATIVE, QEMU, Circumstances
 from moorage_host.machine.connection import Connection
@@ -53,8 +53,9 @@ SYSTEM_FOLDER = "/var/lib/libvirt/images"
 
 @dataclass(frozen=True)
 class Record:
-    """Our pool on the other host, and which files of the image are whole there."""
+    """Our pool on the other host, which is the one that `uri` names, and which files of the image are whole there."""
 
+    uri: str
     pool: str
     folder: str
     whole: tuple[str, ...] = ()
@@ -72,6 +73,17 @@ class There:
         self._host = host
         self._console_at = console.size(paths.console_log)
         self._console_due = self._console_grew = 0.0  # monotonic
+
+    def check(self) -> None:
+        record = self._load()
+        if record is not None and not remote_uri.same_place(record.uri, self._connection.uri):
+            raise elsewhere(record, self._paths)
+        if self._paths.disk.exists():
+            raise HostError(
+                "there is a machine on this host already",
+                hint="moorage settings libvirt_uri=auto, and moorage delete when its disk may go",
+                code=ErrorCode.CONFLICT,
+            )
 
     async def arch(self) -> str:
         found = await self._connection.call(lambda one: ET.fromstring(one.getCapabilities()).findtext("host/cpu/arch"))
@@ -236,7 +248,7 @@ class There:
         record = self._load()
         if record is None and self._paths.client_key.exists():
             pair = await asyncio.to_thread(keys.ensure, self._paths.client_key, self._paths.host_key)
-            record = Record(_pool_name(pair), "")
+            record = Record(self._connection.uri, _pool_name(pair), "")
         if record is not None:
             await self._in(record, lambda pool: pool.clear())
 
@@ -247,21 +259,36 @@ class There:
         pool = _pool_name(pair)
         record = self._load()
         if record is not None and record.pool == pool:
-            return record
+            return replace(record, uri=self._connection.uri)
         parent = f"{survey.home}/.local/share" if self._host.session else SYSTEM_FOLDER
-        return Record(pool, f"{parent}/{pool}")
+        return Record(self._connection.uri, pool, f"{parent}/{pool}")
 
     def _load(self) -> Record | None:
-        try:
-            content = json.loads(self._paths.remote_record.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                return None
-            return Record(str(content["pool"]), str(content["folder"]), tuple(content["whole"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return load(self._paths)
 
     def _write(self, record: Record) -> None:
         write_atomically(self._paths.remote_record, json.dumps({"format": FORMAT} | asdict(record), indent=2) + "\n")
+
+
+def elsewhere(record: Record, paths: Paths) -> HostError:
+    """What to say when the settings name another place than the one where the machine is."""
+    return HostError(
+        f"the machine is on another host ({record.uri})",
+        hint=f"moorage settings libvirt_uri='{record.uri}', and moorage delete when its disk may go; or, when that host is gone for "
+        f"good, remove {paths.machine}",
+        code=ErrorCode.CONFLICT,
+    )
+
+
+def load(paths: Paths) -> Record | None:
+    """Where the machine is, when it is on another host; None for one of this host, or none."""
+    try:
+        content = json.loads(paths.remote_record.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            return None
+        return Record(str(content["uri"]), str(content["pool"]), str(content["folder"]), tuple(content["whole"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def image_name(file: ImageFile) -> str:
