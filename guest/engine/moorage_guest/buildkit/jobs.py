@@ -166,7 +166,7 @@ class Jobs:
     async def find(self, ref: str) -> Job:
         """Return a build under way; waits a while for it to begin. Raises NotFound."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(PATIENCE if ref else 0):
                 while ref not in self._jobs and ref not in self._finished:
                     await self._opened.wait()
         if ref in self._jobs:
