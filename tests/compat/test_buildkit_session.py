@@ -1,5 +1,6 @@
 """What builds get from real clients over their sessions: folders of every shape, agents, standard input; and clients that go."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -119,7 +120,7 @@ def test_a_folder_of_every_kind_of_file_arrives_as_it_is(moored: Moored, tmp_pat
         "named" + "Dockerfile", "dir", "large", "link", "outside", "pipe", "sock", "twin",
     ]  # fmt: skip
     digest = moored.docker("run", "--rm", "look", "sha256sum", "/c/large").split()[0]
-    assert digest == subprocess.run(["sha256sum", context / "large"], capture_output=True, text=True).stdout.split()[0]
+    assert digest == hashlib.sha256((context / "large").read_bytes()).hexdigest()
 
 
 def test_a_context_may_come_by_standard_input(moored: Moored, tmp_path: Path) -> None:
@@ -140,6 +141,29 @@ def test_a_second_folder_is_a_context_by_its_name(moored: Moored, tmp_path: Path
     (tmp_path / "main" / "Dockerfile").write_text("FROM busybox\nCOPY --from=second file /\n")
     built(moored, "-t", "named", "--build-context", f"second={tmp_path / 'other'}", str(tmp_path / "main"))
     assert moored.docker("run", "--rm", "named", "cat", "/file") == "other"
+
+
+def transferred(said: str) -> float:
+    """How many bytes of the context came, as buildx says."""
+    found = re.findall(r"transferring context: ([0-9.]+)(B|kB|MB)", said)
+    assert found, said
+    return max(float(number) * {"B": 1, "kB": 1e3, "MB": 1e6}[unit] for number, unit in found)
+
+
+def test_a_folder_that_is_built_again_is_sent_no_more_than_has_changed(moored: Moored, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nCOPY . /c\n")
+    (tmp_path / "large").write_bytes(os.urandom(3 << 20))
+    (tmp_path / "small").write_text("first")
+    assert transferred(built(moored, str(tmp_path))) > 3e6
+    (tmp_path / "small").write_text("second")
+    assert transferred(built(moored, "-t", "again", str(tmp_path))) < 10e3
+    assert moored.docker("run", "--rm", "again", "cat", "/c/small") == "second"
+    digest = moored.docker("run", "--rm", "again", "sha256sum", "/c/large").split()[0]
+    assert digest == hashlib.sha256((tmp_path / "large").read_bytes()).hexdigest()
+    subprocess.run(["docker", "buildx", "prune", "-f"], env=environment(moored), check=True, timeout=DEADLINE)
+    assert transferred(built(moored, str(tmp_path))) > 3e6
+    moored.api.call("POST", "/build/prune")
+    assert transferred(built(moored, str(tmp_path))) > 3e6
 
 
 @pytest.fixture

@@ -123,16 +123,20 @@ def _cancel(task: "asyncio.Task[None]") -> None:
 
 
 @contextlib.asynccontextmanager
-async def session(client: BuildClient, tmp: Path, session_id: str = "here") -> AsyncIterator[Sessions]:
+async def session(
+    client: BuildClient, tmp: Path, session_id: str = "here", *, sessions: Sessions | None = None, shared_key: str = ""
+) -> AsyncIterator[Sessions]:
     """Hold a session with a client open within the block."""
-    sessions = Sessions(tmp)
+    sessions = sessions or Sessions(tmp)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
     async with asyncio.TaskGroup() as group:
         group.create_task(client.serve(theirs))
         serving = group.create_task(
-            sessions.serve(ours, b"", session_id=session_id, name="test", shared_key="", methods=client.handlers)
+            sessions.serve(
+                ours, b"", session_id=session_id, name="test", shared_key=shared_key, methods=client.handlers
+            )
         )
         try:
             yield sessions

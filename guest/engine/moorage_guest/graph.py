@@ -110,6 +110,7 @@ class Graph:
             spawn=self.containers.task,
             worker_id=self.identity,
             host_gateways=self.networks.host_gateways,
+            on_gone=lambda: self.spare.soon(),
         )
         known = again.checked(self._routes(), self.containers, self.networks)
         self.server = ApiServer(leave.guarded(known, self.authorization), holder=agent)

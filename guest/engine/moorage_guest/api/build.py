@@ -99,6 +99,7 @@ class _Handlers:
             max_used=query_int(request, "max-used-space") or 0,
             min_free=query_int(request, "min-free-space") or 0,
         )
+        self.buildkit.forget_files()
         deleted, _gone, freed = await cacheuse.CacheUse(self.images, self.cache).prune(what)
         return json_response({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
 

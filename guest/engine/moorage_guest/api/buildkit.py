@@ -34,7 +34,8 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 class BuildKit:
     """The builder, there from the first client on.
 
-    ``worker_id`` tells this engine from others, ``host_gateways()`` are the addresses of the host as containers see it.
+    ``worker_id`` tells this engine from others, ``host_gateways()`` are the addresses of the host as containers see it,
+    ``on_gone()`` is called each time that a client has gone.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class BuildKit:
         spawn: Spawn,
         worker_id: str,
         host_gateways: Callable[[], Sequence[str]],
+        on_gone: Callable[[], None],
     ) -> None:
         self._images = images
         self._layers = layers
@@ -55,6 +57,7 @@ class BuildKit:
         self._spawn = spawn
         self._worker_id = worker_id
         self._host_gateways = host_gateways
+        self._on_gone = on_gone
 
     @functools.cached_property
     def sessions(self) -> "session.Sessions":
@@ -75,7 +78,18 @@ class BuildKit:
 
     def serve(self, connection: Hijacked) -> None:
         """Answer a client's calls until it goes."""
-        self._spawn(grpc.serve(connection.socket, connection.prefix, self.methods), "a client that builds")
+        self._spawn(self._serve(connection), "a client that builds")
+
+    async def _serve(self, connection: Hijacked) -> None:
+        try:
+            await grpc.serve(connection.socket, connection.prefix, self.methods)
+        finally:
+            self._on_gone()
+
+    def forget_files(self) -> None:
+        """Keep no files of clients for their next builds."""
+        if "sessions" in vars(self):
+            self.sessions.keeper.clear()
 
     def serve_session(self, connection: Hijacked, headers: "MultiMapping[str]") -> None:
         """Have what a client offers until it goes."""

@@ -207,6 +207,7 @@ class Control:
             max_used=request.max_used_space,
             min_free=request.min_free_space,
         )
+        self._building.sessions.keeper.clear()
         _ids, gone, _freed = await self._cache.prune(wanted)
         for entry in gone:
             yield _usage(entry)

@@ -98,11 +98,15 @@ def _order(path: str) -> bytes:
 
 @dataclass
 class Receiver:
-    """Takes a client's files into a tree. ``progress`` is told the bytes that have come."""
+    """Takes a client's files into a tree, those that have not changed from the one ``before``.
+
+    ``progress`` is told the bytes that have come.
+    """
 
     stream: ClientStream
     tree: ContextTree
     progress: Callable[[int], None] | None = None
+    before: ContextTree | None = None
     _number: int = 0
     _last: bytes = b""
     _listed: bool = False
@@ -114,10 +118,13 @@ class Receiver:
 
     async def run(self) -> None:
         """Take everything. Raises GrpcError, PeerGone, OSError, and InvalidParameter for files that cannot be."""
+        if self.before is not None:
+            self.tree.take_content(self.before)
         while True:
             packet = await self.stream.receive(Packet)
             if packet is None:
                 raise GrpcError(Code.DATA_LOSS, "the client ended the transfer of files before its end")
+            self._bytes += self.stream.size
             if packet.type == STAT:
                 await self._take_stat(packet.stat)
             elif packet.type == DATA:
@@ -131,6 +138,8 @@ class Receiver:
         if not self._listed or self._wanted or self._asked:
             raise GrpcError(Code.DATA_LOSS, "the client ended the transfer of files before its end")
         await self._write()
+        if self.progress is not None:
+            self.progress(self._bytes)
         await self.stream.finish()
         while await self.stream.receive(Packet) is not None:
             pass  # how the call ended
@@ -144,11 +153,12 @@ class Receiver:
             raise GrpcError(Code.INVALID_ARGUMENT, f"{found.path} was named after the end of the list")
         number, self._number = self._number, self._number + 1
         self._check(found)
-        self._bytes += len(found.path)
         entry = _entry(found)
         if entry is None:
             return
         try:
+            if self.before is not None and entry.kind == REGULAR and self.tree.adopt(entry, self.before):
+                return
             announced = self.tree.announce(entry)
         except TarError as error:
             raise GrpcError(Code.INVALID_ARGUMENT, str(error)) from None
@@ -184,7 +194,6 @@ class Receiver:
             raise GrpcError(Code.INVALID_ARGUMENT, f"the client sent content that was not asked for: {number}")
         self._batch.append((announced, data))
         self._batched += len(data)
-        self._bytes += len(data)
         if self._batched >= _BATCH:
             await self._write()
         if not data:

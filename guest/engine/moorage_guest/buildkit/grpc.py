@@ -54,6 +54,8 @@ class _Messages:
     """Cuts a stream's bytes into messages."""
 
     stream: Stream
+    size: int = 0
+    """Bytes of the last message."""
     _buffer: bytearray = field(default_factory=bytearray)
 
     async def next(self) -> bytes | None:
@@ -66,6 +68,7 @@ class _Messages:
         size = int.from_bytes(head[1:5], "big")
         if size > MAX_MESSAGE:
             raise GrpcError(Code.RESOURCE_EXHAUSTED, f"a message of {size} bytes is larger than {MAX_MESSAGE}")
+        self.size = size
         return await self._take(size, at_end=False)
 
     async def _take(self, size: int, *, at_end: bool) -> bytes | None:
@@ -287,6 +290,11 @@ class ClientStream:
         if message is None:
             _check_status(self._stream.trailers or self._stream.headers)
         return message
+
+    @property
+    def size(self) -> int:
+        """Bytes of the last message that was received."""
+        return self._messages.size
 
     def cancel(self) -> None:
         """Give the call up, unless it is over."""

@@ -5,6 +5,7 @@ Which files go over the wire, and how, is `filesync`'s.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from moorage_guest.buildkit import filesync
 from moorage_guest.buildkit.errors import Code, GrpcError, PeerGone
 from moorage_guest.buildkit.grpc import Channel, ClientStream
 from moorage_guest.buildkit.http2 import Connection
+from moorage_guest.buildkit.keeping import Keeper, KeptTree
 from moorage_guest.buildkit.session_messages import (
     BytesMessage,
     CheckAgentRequest,
@@ -87,6 +89,7 @@ class ClientSession:
     channel: Channel
     tmp: Path
     """Where files that do not fit into memory are kept."""
+    keeper: Keeper
     methods: frozenset[str] = frozenset()
     """Paths of what it offers, in lower case."""
 
@@ -118,14 +121,21 @@ class ClientSession:
         if not self.offers(filesync.FILES):
             raise InvalidParameter("no local sources enabled")
         metadata = filesync.options(name, follow=follow, include=include, exclude=exclude)
-        tree = ContextTree(self.tmp)
+        key = (self.shared_key, name, tuple(follow))
+        before = self.keeper.take(key) if self.shared_key else None
+        tree = KeptTree(self.tmp, on_close=functools.partial(self.keeper.put, key))
         try:
             with _blamed_on_client():
                 async with self.channel.stream(filesync.FILES, metadata) as stream:
-                    await filesync.Receiver(stream, tree, progress).run()
+                    await filesync.Receiver(stream, tree, progress, before).run()
         except BaseException:
             tree.close()
             raise
+        finally:
+            if before is not None:
+                before.close()
+        if self.shared_key:
+            tree.complete()
         return tree
 
     async def upload(self, path: str) -> AsyncIterator[bytes]:
@@ -305,6 +315,7 @@ class Sessions:
     """All sessions, by id. ``tmp`` is where files of clients are kept that do not fit into memory."""
 
     tmp: Path
+    keeper: Keeper = field(default_factory=Keeper)
     _open: dict[str, ClientSession] = field(default_factory=dict)
     _waiting: dict[str, set["asyncio.Future[ClientSession]"]] = field(default_factory=dict)
 
@@ -327,7 +338,7 @@ class Sessions:
         """Hold a session open until its client goes. Owns the socket, which is non-blocking."""
         opened = await Connection.open(connection, prefix, client=True)
         offered = frozenset(each.lower() for each in methods)
-        session = ClientSession(session_id, name, shared_key, Channel(opened), self.tmp, offered)
+        session = ClientSession(session_id, name, shared_key, Channel(opened), self.tmp, self.keeper, offered)
         self._open[session_id] = session
         for waiting in self._waiting.pop(session_id, ()):
             if not waiting.done():

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
@@ -75,6 +75,10 @@ class ContextTree(SourceTree):
     _root: _Node = field(default_factory=_folder)
     _content: int = field(default_factory=lambda: os.memfd_create("context", os.MFD_CLOEXEC))
     _size: int = 0
+    _written: int = 0
+    """Where content that is still to be written goes to."""
+    _live: int = 0
+    """Bytes of content that files have, others having been left behind."""
     _small: bytearray = field(default_factory=bytearray)
     """Content of small files that is still to be written, all at once."""
     _entries: int = 0
@@ -113,6 +117,42 @@ class ContextTree(SourceTree):
         node = self._put(entry, None)
         return Announced(node, entry.size) if node is not None and entry.kind == REGULAR else None
 
+    def adopt(self, entry: Entry, before: "ContextTree") -> bool:
+        """Add a regular file with the content that it had in a tree before, if it has not changed since; return whether it did so.
+
+        This tree must have taken that one's content, see `take_content`. Raises as `announce` does.
+        """
+        node: _Node | None = before._root
+        for part in entry.name.split("/"):
+            node = node.children.get(part) if node is not None and node.children is not None else None
+        if node is None or (node.kind, node.mode, node.mtime_ns, node.size) != (
+            entry.kind, entry.mode, entry.mtime_ns, entry.size,
+        ):  # fmt: skip
+            return False
+        placed = self._put(replace(entry, size=0), None)
+        assert placed is not None
+        placed.offset, placed.size = node.offset, node.size
+        self._live += node.size
+        return True
+
+    def take_content(self, before: "ContextTree") -> None:
+        """Take over the content of another tree, which keeps no more than its index; this one must be empty still."""
+        os.close(self._content)
+        self._content, before._content = before._content, -1
+        self._size = self._written = before._size
+
+    def moved(self) -> "ContextTree":
+        """Return a tree of the same files, to be closed in this one's stead, which is closed now."""
+        other = ContextTree(self.tmp)
+        other.take_content(self)
+        other._root, other._live, other._entries = self._root, self._live, self._entries
+        return other
+
+    @property
+    def measure(self) -> tuple[int, int, int]:
+        """How many files there are, the bytes of their content, and those of all content that is kept."""
+        return self._entries, self._live, self._size
+
     def fill(self, pieces: Sequence[tuple[Announced, bytes]]) -> None:
         """Write pieces of content behind what their files have already. Blocks. Raises OSError."""
         for announced, data in pieces:
@@ -121,6 +161,7 @@ class ContextTree(SourceTree):
                 self._move(announced, max(2 * announced.room, node.size + len(data)))
             view, offset = memoryview(data), node.offset + node.size
             node.size += len(data)
+            self._live += len(data)
             while view:
                 written = os.pwrite(self._content, view, offset)
                 view, offset = view[written:], offset + written
@@ -141,8 +182,8 @@ class ContextTree(SourceTree):
             raise TarError(f"a context of more than {MAX_SIZE} bytes is refused: leave some out with .dockerignore")
         self._flush()
         self._leave_memory(size)
-        offset, self._size = self._size, self._size + size
-        os.lseek(self._content, self._size, os.SEEK_SET)
+        offset = self._size
+        self._size = self._written = offset + size
         return offset
 
     def _leave_memory(self, more: int) -> None:
@@ -154,7 +195,6 @@ class ContextTree(SourceTree):
             os.lseek(self._content, 0, os.SEEK_SET)
             while os.sendfile(file.fileno(), self._content, None, IN_MEMORY):
                 pass
-            os.lseek(file.fileno(), self._size, os.SEEK_SET)
             os.dup2(file.fileno(), self._content, inheritable=False)
 
     def _append(self, data: memoryview) -> None:
@@ -169,12 +209,14 @@ class ContextTree(SourceTree):
         self._write(data)
 
     def _flush(self) -> None:
-        small, self._small = self._small, bytearray()
-        self._write(memoryview(small))
+        if self._small:
+            small, self._small = self._small, bytearray()
+            self._write(memoryview(small))
 
     def _write(self, data: memoryview) -> None:
         while data:
-            data = data[os.write(self._content, data) :]
+            written = os.pwrite(self._content, data, self._written)
+            self._written, data = self._written + written, data[written:]
 
     def _put(self, entry: Entry, source: BufferedSource | None) -> _Node | None:
         """Add what an entry says and return it; None for what stays as it is. Without a source content comes later."""
