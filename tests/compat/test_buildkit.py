@@ -282,3 +282,36 @@ def test_a_build_is_ended_by_its_id(moored: Moored) -> None:
         last = json.loads(building.result(60).body.splitlines()[-1])
     assert "context canceled" in last["error"]
     wait_for("the command to end", lambda: not runs())
+
+
+def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_of_it(fresh_moored: Moored, tmp_path: Path) -> None:
+    moored = fresh_moored
+    before = moored.api.get("/system/df").json["LayersSize"]
+    dockerfile = "FROM busybox\nCOPY big /big\nRUN --mount=type=secret,id=s --mount=type=cache,target=/c sleep 1019\n"
+    context = write(tmp_path / "context", {"Dockerfile": dockerfile, "big": "x" * 1_000_000})
+    (tmp_path / "secret").write_text("word")
+    buildx.install(moored.docker_config)
+
+    def runs() -> bool:
+        return moored.sandbox.run("pgrep", "-fx", "sleep 1019", check=False).returncode == 0
+
+    process = subprocess.Popen(
+        ["docker", "buildx", "build", "--secret", f"id=s,src={tmp_path / 'secret'}", str(context)],
+        env=environment(moored), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for("the command to run", runs)
+        moored.kill()
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+        process.wait(60)
+    moored.start()
+    wait_for("the command to end", lambda: not runs())
+    wait_for("the container to go", lambda: not list((moored.data_root / "containers").iterdir()))
+    assert list((moored.data_root / "tmp" / "images").iterdir()) == []
+    mounts = moored.sandbox.run("cat", "/proc/self/mountinfo").stdout
+    assert not [line for line in mounts.splitlines() if "tmpfs" in line and str(moored.data_root) in line]
+    done = run(moored, "buildx", "prune", "-af")
+    assert done.returncode == 0, done
+    assert moored.api.get("/system/df").json["LayersSize"] == before
