@@ -6,7 +6,7 @@ import pytest
 from moorage_guest.images import platforms
 from moorage_guest.images.build import dialect
 from moorage_guest.images.build.planned import Copy, Origin, Planned, Run
-from moorage_guest.images.build.planning import Planner
+from moorage_guest.images.build.planning import Planner, check
 from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.seams import BuildError, Built
 
@@ -39,7 +39,11 @@ def test_only_the_stages_that_the_target_needs_are_planned() -> None:
 
 
 def test_circles_and_targets_that_are_not_there_are_refused() -> None:
-    with pytest.raises(BuildError, match="circular dependency detected on stage: two"):
+    with pytest.raises(BuildError, match="circular dependency detected on stage: one"):
+        plan("FROM a AS one\nRUN --mount=type=bind,from=two,target=/x y\nFROM one AS two\nFROM one")
+    with pytest.raises(
+        BuildError, match='cannot copy from stage "two", it needs to be defined before current stage "one"'
+    ):
         plan("FROM a AS one\nCOPY --from=two x /\nFROM one AS two\nFROM two")
     with pytest.raises(BuildError, match='target stage "nope" could not be found'):
         plan("FROM a", {"target": "nope"})
@@ -85,7 +89,7 @@ def test_proxies_reach_commands_and_no_history() -> None:
     [
         ("RUN <<E\necho $X\nE", ["/bin/sh", "-c", "echo $X\n"], None),
         ("RUN <<E cat\ndata\nE", ["/bin/sh", "-c", "<<E cat\ndata\nE"], None),
-        ("RUN <<E\n#!/usr/bin/env x\nE", ["/dev/pipes/E"], ("E", "#!/usr/bin/env x\n")),
+        ("RUN <<E\n#!/usr/bin/env x\nE", ["/bin/sh", "-c", "/dev/pipes/E"], ("E", "#!/usr/bin/env x\n")),
         ('RUN ["a", "b"]', ["a", "b"], None),
     ],
 )
@@ -116,7 +120,6 @@ def test_the_hosts_network_takes_leave() -> None:
         ("ARG x\nFROM $x", "base name ($x) should not be blank", 2),
         ("FROM a\nENV A=${B:?oops}", 'failed to process "${B:?oops}": B: oops', 2),
         ("FROM a\nRUN --security=insecure x", "security.insecure is not allowed", 2),
-        ("FROM a\nCOPY --from=7 x /", "invalid from flag value 7: index out of bounds", 2),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(text: str, said: str, line: int) -> None:
@@ -146,3 +149,34 @@ def test_attributes_become_options_of_containers() -> None:
 def test_what_the_engine_cannot_do_is_refused(given: dict[str, str], said: str) -> None:
     with pytest.raises(Exception, match=said):
         Request.of(given)
+
+
+def test_what_came_last_of_arguments_and_environment_counts() -> None:
+    first, second = runs(plan("FROM a\nARG A=1\nENV A=2\nRUN x\nARG A=3\nRUN y")[-1])[1:]
+    assert "A=2" in first.environment
+    assert "A=3" in second.environment
+
+
+def test_steps_are_shown_with_what_their_variables_are() -> None:
+    text = 'FROM a\nENV A=1\nRUN echo "$A $B" \'$A\'\nCOPY ["$A b", "/"]\nWORKDIR $A'
+    assert [step.shown for step in plan(text)[-1].steps[1:]] == [
+        "RUN echo \"1 $B\" '$A'", "COPY [1 b, /]", "WORKDIR 1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ENV A=1 B", 'Syntax error - can\'t find = in "B". Must be of the form: name=value'),
+        ("RUN --network=foo x", 'dockerfile parse error on line 2: invalid network mode "foo"'),
+        (
+            "RUN --mount=type=bind,from=$A,target=/x x",
+            "dockerfile parse error on line 2: 'from' doesn't support variable expansion, define alias stage instead",
+        ),
+    ],
+)
+def test_what_is_wrong_whatever_is_built_is_found_first(line: str, said: str) -> None:
+    statement = dialect.parse(f"FROM a\n{line}".encode(), "Dockerfile").statements[1]
+    with pytest.raises(BuildError) as caught:
+        check(statement)
+    assert str(caught.value) == said

@@ -80,6 +80,7 @@ class BuildCache:
         self._by_key: dict[str, Cached] = {}
         self._folders: dict[str, Folder] = {}
         self._busy: dict[str, _Lock] = {}
+        self._bases: set[tuple[str, ...]] = set()
         self._lock = threading.RLock()
 
     # -- start --------------------------------------------------------------------------------------------------------
@@ -148,6 +149,12 @@ class BuildCache:
             self._by_key[key] = known
             self._put(known)
             return known
+
+    def began_with(self, chain: Sequence[str]) -> bool:
+        """Whether a build of this daemon began with an image of these layers before; the next time it did."""
+        known = tuple(chain) in self._bases
+        self._bases.add(tuple(chain))
+        return known
 
     def _put(self, known: Cached) -> None:
         self._store.put(KIND, known.id, {"version": 1, **asdict(known)})

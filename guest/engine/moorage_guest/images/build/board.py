@@ -44,17 +44,19 @@ class Board:
     def __init__(self, reporter: Reporter, seed: str) -> None:
         self.reporter = reporter
         self._seed = seed
+        self._count = 0
 
     @contextmanager
     def task(self, name: str, inputs: Sequence[str] = (), source: Source | None = None) -> Iterator[Task]:
         """Report a step for the time of the block. What goes wrong in it leaves as a BuildError that knows step and line."""
-        digest = f"sha256:{hashlib.sha256(f'{self._seed} {name}'.encode()).hexdigest()}"
+        self._count += 1
+        digest = f"sha256:{hashlib.sha256(f'{self._seed} {self._count} {name}'.encode()).hexdigest()}"
         task = Task(self, Vertex(digest, name, tuple(inputs), started_ns=time.time_ns()))
         self.reporter.vertex(task.vertex)
         try:
             yield task
         except EngineError as error:
-            self._end(task, str(error))
+            self._end(task, error.own if isinstance(error, BuildError) else str(error))
             if isinstance(error, BuildError):
                 error.vertex = error.vertex or digest
                 error.source = error.source or source

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moorage_guest.errors import InvalidParameter
@@ -37,6 +37,8 @@ class Text:
     name: str
     data: bytes
     ignored: str | None
+    vertex: str = ""
+    """The step that read it."""
 
 
 @dataclass
@@ -63,14 +65,14 @@ class Contexts:
         request = self.request
         if self._is_remote and not request.own_dockerfile:
             tree = await self.tree("")
-            with self.board.task(f"[internal] load build definition from {request.filename}"):
-                return await finished(asyncio.to_thread(_text, tree, request.filename))
+            with self.board.task(f"[internal] load build definition from {request.filename}") as task:
+                return replace(await finished(asyncio.to_thread(_text, tree, request.filename)), vertex=task.digest)
         name = request.filename
         lower = posixpath.join(posixpath.dirname(name), posixpath.basename(name).lower())
         wanted = list(dict.fromkeys([name, f"{name}.dockerignore", lower]))
         with self.board.task(f"[internal] load build definition from {name}") as task:
             async with self._local(task, "dockerfile", request.dockerfile_name, follow=wanted) as tree:
-                return await finished(asyncio.to_thread(_text, tree, name))
+                return replace(await finished(asyncio.to_thread(_text, tree, name)), vertex=task.digest)
 
     async def read_ignored(self, own: str | None) -> None:
         """Read what the main context leaves out; ``own`` is the Dockerfile's own list."""

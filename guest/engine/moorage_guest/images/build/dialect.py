@@ -150,7 +150,7 @@ class _Reader:
                 return
             name = match[1].lower()
             if name in self._directives:
-                raise LineError(f"only one {name} parser directive can be used", self._where(number, number))
+                raise LineError(f"only one {name} parser directive can be used", self._where(1, 1))
             self._directives[name] = match[2]
             if name == "escape":
                 if match[2] not in ("\\", "`"):
@@ -338,14 +338,12 @@ def stages(statements: Sequence[Statement]) -> tuple[list[Statement], list[Stage
                     raise statement.fault(
                         f'invalid name for build stage: "{words[2]}", name can\'t start with a number or contain symbols'
                     )
-                if name == "scratch" or name == "context":
-                    raise statement.fault(f'invalid name for build stage: "{words[2]}", name is reserved')
             elif len(words) != 1:
                 raise statement.fault("FROM requires either one or three arguments")
             found.append(Stage(len(found), statement, words[0], name, ()))
         elif not found:
             if statement.name != "ARG":
-                raise statement.fault("no build stage in current context")
+                raise statement.error("no build stage in current context")
             first.append(statement)
         else:
             last = found[-1]

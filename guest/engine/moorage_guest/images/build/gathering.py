@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,9 @@ from moorage_guest.images.build import git
 from moorage_guest.images.build.filtered import FilteredTree, read_mode
 from moorage_guest.images.build.ignore import Ignore
 from moorage_guest.images.build.planned import Copy, is_fetched
+from moorage_guest.images.build.seams import BuildError
 from moorage_guest.images.build.sources import FolderTree, Source, SourceTree
+from moorage_guest.images.tarformat import FOLDER
 
 _CHECKSUM = re.compile(r"[a-z0-9]+:[0-9a-fA-F]+")
 
@@ -115,9 +118,7 @@ def look(step: Copy, words: Sequence[tuple[str, SourceTree]]) -> list[tuple[Sour
         try:
             sources = tree.find(clean, command=step.statement.name, archives=unpacking)
         except InvalidParameter:
-            raise InvalidParameter(
-                f'failed to compute cache key: failed to calculate checksum of ref {tree.origin}: "{_shown(word)}": not found'
-            ) from None
+            raise not_there(tree, word) from None
         for source in sources:
             if step.exclude and not source.is_folder and _left_out(step, source):
                 continue
@@ -137,8 +138,11 @@ def _cleaned(word: str) -> str:
     return clean.lstrip("/") or "/"
 
 
-def _shown(word: str) -> str:
-    return posixpath.normpath(f"/{word.lstrip('/')}")
+def not_there(tree: SourceTree, word: str) -> BuildError:
+    """Return an error about files that a tree has not."""
+    path = posixpath.normpath(f"/{word.lstrip('/')}")
+    what = f'failed to calculate checksum of ref {tree.origin}: "{path}": not found'
+    return BuildError(what, within="failed to compute cache key: ")
 
 
 def _target_of(step: Copy, source: Source, word: str) -> str:
@@ -150,3 +154,42 @@ def _target_of(step: Copy, source: Source, word: str) -> str:
     path = source.path[len(base) :].lstrip("/") if base and source.path.startswith(base) else source.path
     within = path if source.is_folder else posixpath.dirname(path)
     return f"{posixpath.join(step.target, within)}/".replace("//", "/")
+
+
+def stands_alone(root: Path, found: Sequence[tuple[Source, str]]) -> bool:
+    """Whether copying into an empty root gives what copying into this one would (--link). Blocks.
+
+    It does not where a folder on the way is a link, or is another's or has another mode than a new one, or is a file.
+    """
+    paths: set[str] = set()
+    for source, target in found:
+        if source.is_archive:
+            return False
+        folder = target if source.is_folder or target.endswith("/") else posixpath.dirname(target)
+        paths.add(folder.rstrip("/"))
+        if not target.endswith("/"):
+            paths.add(target)
+        if source.is_folder:
+            inner = (entry.name for entry, _ in source.tree.walk(source) if entry.kind == FOLDER)
+            paths.update(posixpath.join(folder, name) for name in inner)
+    return all(_is_new(root, path) for path in paths)
+
+
+def _is_new(root: Path, path: str) -> bool:
+    """Whether all folders up to a path are missing, or are as ones made by root."""
+    here = root
+    for part in path.strip("/").split("/"):
+        here = here / part
+        try:
+            status = here.lstat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        if not stat.S_ISDIR(status.st_mode) or (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) != (
+            0o755,
+            0,
+            0,
+        ):
+            return False
+    return True

@@ -16,12 +16,12 @@ from moorage_guest.images.build.board import Board, Task
 from moorage_guest.images.build.contexts import Contexts
 from moorage_guest.images.build.copying import place
 from moorage_guest.images.build.document import rows_of
-from moorage_guest.images.build.gathering import gathered, look
+from moorage_guest.images.build.gathering import gathered, look, not_there, stands_alone
 from moorage_guest.images.build.planned import Copy, Laid, MakeFolder, Origin, Planned, Run, Step
 from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.runner import StepRunner
 from moorage_guest.images.build.running import Machine
-from moorage_guest.images.build.seams import Session
+from moorage_guest.images.build.seams import Built, Session
 from moorage_guest.images.build.sources import FolderTree, Source, SourceTree
 from moorage_guest.images.build.steps import owner_of
 from moorage_guest.images.buildcache import BuildCache, Cached, key_of
@@ -50,7 +50,10 @@ class Layering:
     session: Session
     slots: asyncio.Semaphore
     """How many commands run at once."""
+    shared: frozenset[str]
+    """Images that several stages begin with."""
     stages: dict[int, "asyncio.Task[Laid]"] = field(default_factory=dict)
+    _shown: set[tuple[str, ...]] = field(default_factory=set)
     _making: dict[str, asyncio.Lock] = field(default_factory=dict)
     """A step that two stages have is made once."""
     _made: set[str] = field(default_factory=set)
@@ -90,9 +93,7 @@ class Layering:
             try:
                 found = tree.find(clean, command="RUN", archives=False)
             except InvalidParameter:
-                raise InvalidParameter(
-                    f'failed to compute cache key: failed to calculate checksum of ref {tree.origin}: "{path}": not found'
-                ) from None
+                raise not_there(tree, path) from None
             return " ".join(tree.digest(source) for source in found)
 
         return await self.layers.in_thread(digests)
@@ -106,6 +107,9 @@ class Layering:
         layers, chain = list(laid.layers), list(laid.chain)
         for step in planned.steps:
             await self._ready(step)
+            for _ in range(step.documents_made):
+                with self.board.task("[internal] preparing inline document"):
+                    pass
             with self.board.task(_name(planned, step), source=step.statement.source) as task:
                 done = await self._step(planned, step, chain, task)
             layers.append(done.layer)
@@ -134,12 +138,11 @@ class Layering:
             assert base.image is not None
             return Laid(base.image.layers, base.image.chain, tuple(base.image.document.get("history") or ()), ())
         prefix = f"{planned.label} " if planned.label else ""
-        name = f"[{prefix}1/{planned.total}] FROM {base.name}"
+        name = f"[{prefix}{_place_of(planned, 1)}] FROM {base.name}"
+        if base.image is not None:
+            self._show_base(base.image, f"FROM {base.name}" if base.name in self.shared else name, planned)
+            return Laid(base.image.layers, base.image.chain, tuple(base.image.document.get("history") or ()), ())
         with self.board.task(name, source=planned.stage.base.source) as task:
-            if base.image is not None:
-                task.cached()
-                below = tuple(base.image.document.get("history") or ())
-                return Laid(base.image.layers, base.image.chain, below, ())
             assert base.address is not None
             tree = await self.contexts.tree(base.address)
             found = await self.layers.in_thread(lambda: tree.find("/", command="FROM", archives=False))
@@ -155,6 +158,15 @@ class Layering:
                     assert layer is not None
                     known = await self._remember(key, layer, [layer.diff_id], name)
             return Laid((known.layer,), (known.layer.diff_id,), (), ())
+
+    def _show_base(self, image: Built, name: str, planned: Planned) -> None:
+        """Report an image that stages begin with, once."""
+        if image.chain in self._shown:
+            return
+        self._shown.add(image.chain)
+        with self.board.task(name, source=planned.stage.base.source) as task:
+            if self.cache.began_with(image.chain):
+                task.cached()
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -182,7 +194,7 @@ class Layering:
     async def _key(self, step: Step, chain: Sequence[str]) -> str:
         top = chain[-1:]
         if isinstance(step, MakeFolder):
-            return key_of(_VERSION, "folder", top, step.path)
+            return key_of(_VERSION, "folder", top, step.path, step.user)
         assert isinstance(step, Run)
         mounts = []
         for mount, origin in step.mounts:
@@ -200,7 +212,8 @@ class Layering:
             words = await stack.enter_async_context(gathered(step, self.images.content.tmp, plain))
             found = await self.layers.in_thread(lambda: look(step, words))
             digests = await self.layers.in_thread(lambda: [source.tree.digest(source) for source, _ in found])
-            under = () if step.link else tuple(chain)
+            linked = step.link and await self.layers.read(chain, lambda root: stands_alone(root, found))
+            under = () if linked else tuple(chain)
             copied = [
                 (digest, source.is_folder, source.is_archive, posixpath.basename(source.path), target)
                 for (source, target), digest in zip(found, digests, strict=True)
@@ -217,7 +230,7 @@ class Layering:
                     )
                     assert layer is not None
                     known = await self._remember(key, layer, _on(under, layer), task.vertex.name)
-            if step.link and chain:
+            if linked and chain:
                 layer = known.layer
                 await self.layers.in_thread(lambda: self.images.add_layer(chain[-1], layer, owner=self.owner))
             return known
@@ -250,10 +263,12 @@ def _on(chain: Sequence[str], layer: LayerBlob) -> list[str]:
 def _name(planned: Planned, step: Step) -> str:
     """Return how a step is shown."""
     prefix = f"{planned.label} " if planned.label else ""
-    text = step.statement.original
-    name, _, rest = text.partition(" ")
     note = step.note if isinstance(step, Run) else ""
-    return f"[{prefix}{step.number}/{planned.total}] {name.upper()} {rest}{note}"
+    return f"[{prefix}{_place_of(planned, step.number)}] {step.shown}{note}"
+
+
+def _place_of(planned: Planned, number: int) -> str:
+    return f"{number:{len(str(planned.total))}}/{planned.total}"
 
 
 def _description(planned: Planned, step: Step) -> str:
@@ -266,7 +281,8 @@ def _description(planned: Planned, step: Step) -> str:
 def _make_folder(root: Path, step: MakeFolder, ids: IdMap) -> None:
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        make_folders(descriptor, step.path, ids.root)
+        owner = ids.outside(*_owner(root, step.user)) if step.user else ids.root
+        make_folders(descriptor, step.path, owner)
     except NotADirectoryError:
         raise InvalidParameter(f"failed to make the folder {step.path}: not a directory") from None
     finally:

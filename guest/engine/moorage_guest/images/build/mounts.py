@@ -51,23 +51,20 @@ def read_mount(statement: Statement, text: str, expand: Callable[[str], str], fo
     if kind not in KINDS:
         raise statement.error(f'unsupported mount type "{kind}"')
     for key in given:
+        if key in ("mode", "uid", "gid") and key not in _ALLOWED[kind]:
+            raise statement.error(f'{key} not allowed for "{kind}" type mounts')
         if key != "target" and key not in _ALLOWED[kind]:
-            raise statement.error(f'unexpected key "{key}" for mount type "{kind}"')
-    if "$" in given.get("from", ""):
-        raise statement.error("'from' doesn't support variable expansion, define alias stage instead")
+            raise statement.error(f"unexpected key '{key}' for mount type \"{kind}\"")
     target = given.get("target", "")
-    if kind in ("bind", "cache", "tmpfs") and not target:
-        raise statement.error(f'target is required for mount type "{kind}"')
     sharing = given.get("sharing", "shared").lower()
     if sharing not in SHARING:
         raise statement.error(f'unsupported sharing value "{sharing}"')
     if kind == "secret":
         target = _secret_target(statement, given)
-    if kind == "ssh" and not target:
-        target = ""  # where is known once all of them are
-    absolute = posixpath.normpath(posixpath.join("/", folder, target)) if target else ""
+    nowhere = not target and kind in ("secret", "ssh")
+    absolute = "" if nowhere else posixpath.normpath(posixpath.join("/", folder, target)).replace("//", "/")
     if absolute == "/":
-        raise statement.error(f"invalid mount target {target!r}: the root itself cannot be mounted over")
+        raise statement.error(f'invalid mount target "{absolute}"')
     return Mount(
         kind, absolute, source=given.get("source", "/"), origin=given.get("from", ""), writable=_writable(kind, given),
         id=_id(kind, given, absolute), sharing=sharing, required=given.get("required", "false") == "true",

@@ -33,17 +33,24 @@ class Origin:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that makes a layer. ``number`` counts within the stage, from its base on."""
+    """Something that makes a layer. ``number`` counts within the stage, from its base on; ``shown`` is how people see it."""
 
     statement: Statement
     number: int
+    shown: str
+
+    @property
+    def documents_made(self) -> int:
+        """How many here-documents become files."""
+        return 0
 
 
 @dataclass(frozen=True)
 class MakeFolder(Step):
-    """WORKDIR."""
+    """WORKDIR. What is made of it belongs to ``user``."""
 
     path: str
+    user: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ class Run(Step):
     """Name and text of a here-document that is a program of its own."""
     note: str
     """What is shown after the instruction."""
+
+    @property
+    def documents_made(self) -> int:
+        """See the base."""
+        return int(self.script is not None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,11 @@ class Copy(Step):
     def is_add(self) -> bool:
         """Whether archives are unpacked and addresses fetched."""
         return self.statement.name == "ADD"
+
+    @property
+    def documents_made(self) -> int:
+        """See the base."""
+        return len(self.documents)
 
     @property
     def needs_origin(self) -> bool:
@@ -111,7 +128,8 @@ class Planned:
     total: int = 0
     steps: list[Step] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    args: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    """What words mean at its end, and commands see: arguments and the environment, whichever came last."""
     shows_base: bool = True
     """Whether its base counts as its first step."""
     label: str = ""

@@ -3,10 +3,12 @@
 What the steps of a stage are is for `stageplan`. Nothing here touches the disk or waits.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import platforms
+from moorage_guest.images.build import changes
 from moorage_guest.images.build.dialect import Stage, Statement
 from moorage_guest.images.build.planned import Origin, Planned
 from moorage_guest.images.build.request import Request
@@ -23,6 +25,8 @@ class Planner:
         self.stages = stages
         self._here = platforms.this_platform()
         self._platform = request.platform or self._here
+        self.has_several = len(stages) > 1 or any(each.values("mount") for stage in stages for each in stage.steps)
+        """Whether steps are shown with their stage's name. To BuildKit what is mounted is a stage, too."""
         self.platform_args = self._platform_args()
         self.global_args = self._global_args(first)
         self.bases = [self._base_name(stage) for stage in stages]
@@ -74,6 +78,10 @@ class Planner:
         found = [stage.index for stage in self.stages[:before] if stage.name and stage.name == name.lower()]
         return found[-1] if found else None
 
+    def shown(self, index: int) -> str:
+        """Return what a stage is called."""
+        return self.stages[index].name or f"stage-{index}"
+
     def _target(self) -> int:
         wanted = self.request.target
         if not wanted:
@@ -90,7 +98,7 @@ class Planner:
         found = self.named(name, len(self.stages))
         if found is None and name.isdigit():
             if int(name) >= len(self.stages):
-                return None
+                raise BuildError(f"invalid stage index {name}")
             found = int(name)
         return found
 
@@ -118,6 +126,10 @@ class Planner:
             found.append((self.stages[index].base, base))
         for statement, name in self._froms(index):
             stage = self.from_stage(name, index)
+            if stage is not None and stage > index and statement.name == "COPY":
+                raise statement.error(
+                    f'cannot copy from stage "{name}", it needs to be defined before current stage "{self.shown(index)}"'
+                )
             if stage is not None:
                 found.append((statement, stage))
         return found
@@ -129,8 +141,7 @@ class Planner:
 
         def visit(index: int, why: Statement | None) -> None:
             if index in under_way:
-                shown = self.stages[index].name or str(index)
-                text = f"circular dependency detected on stage: {shown}"
+                text = f"circular dependency detected on stage: {self.shown(index)}"
                 raise why.error(text) if why is not None else BuildError(text)
             if index in done:
                 return
@@ -159,3 +170,19 @@ class Planner:
             before = done[base.stage] if base is not None and base.stage is not None else None
             done[index] = StagePlan(self, stage, base, before, find).planned()
         return list(done.values())
+
+
+def check(statement: Statement) -> None:
+    """Find what is wrong with an instruction whatever is built. Raises BuildError."""
+    try:
+        changes.check(statement)
+    except BuildError:
+        raise
+    except InvalidParameter as error:
+        raise statement.error(str(error).removeprefix("failed to parse Dockerfile: ")) from None
+    mode = statement.flags.get("network", "default") if statement.name == "RUN" else "default"
+    if mode not in ("default", "host", "none") and "$" not in mode:
+        raise statement.fault(f'invalid network mode "{mode}"')
+    for value in statement.values("mount"):
+        if re.search(r"(^|,)\s*from=[^,]*\$", value):
+            raise statement.fault("'from' doesn't support variable expansion, define alias stage instead")

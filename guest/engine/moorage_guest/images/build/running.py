@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moorage_guest.errors import InvalidParameter, NotFound
+from moorage_guest.errors import EngineError, InvalidParameter, NotFound
 from moorage_guest.idmap import IdMap
 from moorage_guest.images import kernel
 from moorage_guest.images.archive import real_path
 from moorage_guest.images.build.board import Task
 from moorage_guest.images.build.copying import place
+from moorage_guest.images.build.gathering import not_there
 from moorage_guest.images.build.mounts import Mount
 from moorage_guest.images.build.planned import Origin, Run
 from moorage_guest.images.build.request import Request
@@ -90,7 +91,7 @@ class Machine:
             wanted = RunStep("", step.command, config, host, chain=tuple(chain), secret_env=tuple(given.secrets))
             container_id = await self.runner.create(wanted)
             try:
-                code = await self.runner.run(container_id, task.log)
+                code = await self._ended(container_id, task)
                 if code != 0:
                     raise BuildError(
                         f"process {_quoted(' '.join(step.command))} did not complete successfully: exit code: {code}",
@@ -103,6 +104,17 @@ class Machine:
                 await finished(self.runner.remove(container_id))
             assert layer is not None
             return layer
+
+    async def _ended(self, container_id: str, task: Task) -> int:
+        """Return a command's exit code; one that cannot be started says why where its output would be."""
+        try:
+            return await self.runner.run(container_id, task.log)
+        except EngineError as error:
+            _, found, why = str(error).partition("unable to start container process: ")
+            if not found:
+                raise
+            task.log(2, f"crun run failed: {found}{why.removesuffix(': unknown')}\n".encode())
+            return 1
 
     # -- what is mounted ----------------------------------------------------------------------------------------------
 
@@ -198,12 +210,6 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _not_there(source: str) -> InvalidParameter:
-    return InvalidParameter(
-        f'failed to compute cache key: failed to calculate checksum of ref of a mount: "{posixpath.normpath("/" + source.lstrip("/"))}": not found'
-    )
-
-
 def _inside(tree: FolderTree, source: str) -> Path:
     """Return where a path of a folder lies, its links followed inside of it. Blocks. Raises InvalidParameter."""
     clean = posixpath.normpath(f"/{source.lstrip('/')}")
@@ -215,9 +221,9 @@ def _inside(tree: FolderTree, source: str) -> Path:
             return tree.root / real_path(tree.root, clean).lstrip("/")
         path = tree.root / real_path(tree.root, head).lstrip("/") / leaf
     except NotFound:
-        raise _not_there(source) from None
+        raise not_there(tree, source) from None
     if not path.is_file() or path.is_symlink():
-        raise _not_there(source)
+        raise not_there(tree, source)
     return path
 
 
@@ -227,7 +233,7 @@ def _copy(tree: SourceTree, source: str, folder: Path, ids: IdMap) -> Path:
     try:
         (found,) = tree.find(clean or "/", command="RUN", archives=False)
     except (InvalidParameter, ValueError):
-        raise _not_there(source) from None
+        raise not_there(tree, source) from None
     place(folder, [found], "/", chown=None, chmod=None, ids=ids)
     return folder if found.is_folder else folder / posixpath.basename(found.path)
 

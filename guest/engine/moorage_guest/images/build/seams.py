@@ -27,10 +27,16 @@ class Source:
 
 
 class BuildError(InvalidParameter):
-    """A build failed. ``source`` is where in the Dockerfile, ``vertex`` the digest of the step, ``code`` what a command ended with."""
+    """A build failed. ``source`` is where in the Dockerfile, ``vertex`` the digest of the step, ``code`` what a command ended with.
 
-    def __init__(self, message: str, *, source: Source | None = None, vertex: str = "", code: int = 0) -> None:
-        super().__init__(message)
+    ``within`` is put before the message, and no part of what the step itself is said to have failed of.
+    """
+
+    def __init__(
+        self, message: str, *, source: Source | None = None, vertex: str = "", code: int = 0, within: str = ""
+    ) -> None:
+        super().__init__(f"{within}{message}")
+        self.own = message
         self.source = source
         self.vertex = vertex
         self.code = code

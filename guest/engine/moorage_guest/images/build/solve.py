@@ -22,7 +22,7 @@ from moorage_guest.images.build.document import described
 from moorage_guest.images.build.gathering import check_checksum
 from moorage_guest.images.build.laying import Layering
 from moorage_guest.images.build.planned import Copy, Laid, Origin, Planned, Run, is_fetched
-from moorage_guest.images.build.planning import Planner
+from moorage_guest.images.build.planning import Planner, check
 from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.runner import StepRunner
 from moorage_guest.images.build.seams import BuildError, Built, Notice, Reporter, Session, Source
@@ -84,12 +84,14 @@ class _Solve:
         self._check_syntax(parsed, text)
         for short, lines in parsed.warnings:
             source = Source(text.name, text.data, (lines,))
-            self.board.reporter.warning(Notice("", short, ("Empty continuation line",), source=source))
+            self.board.reporter.warning(Notice(text.vertex, short, source=source))
+        for statement in parsed.statements:
+            check(statement)
         planner = Planner(self.request, *dialect.stages(parsed.statements))
         bases, found = await self._outside(planner)
-        await self.contexts.read_ignored(text.ignored)
         planned = planner.plan(bases, found)
         self._check(planned)
+        await self.contexts.read_ignored(text.ignored)
         self.contexts.follow = _followed(planned)
         laid = await self._carry_out(planned)
         last = planned[-1]
@@ -197,7 +199,7 @@ class _Solve:
         site = self.site
         layering = Layering(
             site.images, site.layers, site.cache, self.request, self.board, self.contexts, self.owner, site.runner,
-            self.session, asyncio.Semaphore(max(2, os.cpu_count() or 2)),
+            self.session, asyncio.Semaphore(max(2, os.cpu_count() or 2)), _shared(planned),
         )  # fmt: skip
         async with _Together() as group:
             for stage in planned:
@@ -222,6 +224,11 @@ class _Together:
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             raise first from None
+
+
+def _shared(planned: Sequence[Planned]) -> frozenset[str]:
+    names_ = [stage.base.name for stage in planned if stage.base is not None and stage.base.image is not None]
+    return frozenset(name for name in names_ if names_.count(name) > 1)
 
 
 def _platform_of(image: Image) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from moorage_guest.errors import InvalidParameter
 from moorage_guest.images import platforms
 from moorage_guest.images.build import changes
 from moorage_guest.images.build.dialect import HereDocument, Stage, Statement, parse_trigger
+from moorage_guest.images.build.dockerfile import pairs
 from moorage_guest.images.build.mounts import Mount, read_mount
 from moorage_guest.images.build.planned import Copy, MakeFolder, Origin, Planned, Row, Run, Step
 from moorage_guest.images.build.request import NETWORK_HOST
@@ -45,14 +46,15 @@ class StagePlan:
         self._find = find
         if before is not None:
             config, document, author = copy.deepcopy(before.config), before.document, before.author
-            self._args = dict(before.args)
+            self._variables = dict(before.variables)
         else:
             assert base is None or base.image is not None or base.address is not None
             document = base.image.document if base is not None and base.image is not None else {}
             config = copy.deepcopy(dict(document.get("config") or {}))
-            author, self._args = str(document.get("author") or ""), {}
+            author = str(document.get("author") or "")
             if base is None or base.image is None:
                 config = {"Env": [f"PATH={changes.DEFAULT_PATH}"], "WorkingDir": "/"}
+            self._variables = {"PATH": changes.DEFAULT_PATH, **changes.environment(config)}
         triggers = [str(each) for each in config.get("OnBuild") or []]
         for name in _DROPPED:
             config.pop(name, None)
@@ -68,8 +70,8 @@ class StagePlan:
         base = out.base
         out.shows_base = base is not None and base.stage is None and not base.made_here
         out.total = out.shows_base + sum(statement.name in LAYERED for statement in self._statements)
-        several = len(self._planner.stages) > 1
-        out.label = (stage.name or f"stage-{stage.index}") if several else ""
+        several = self._planner.has_several
+        out.label = self._planner.shown(stage.index) if several else ""
         if stage.name and self._request.named_context(stage.name) is not None:
             out.total = int(out.shows_base)
             self._statements = []
@@ -83,11 +85,17 @@ class StagePlan:
         if stage.index == self._planner.target and self._request.labels:
             labels = dict(out.config.get("Labels") or {})
             out.config["Labels"] = {**labels, **self._request.labels}
-        out.args = self._args
+        out.variables = self._variables
         return out
 
     def _expansion(self, statement: Statement) -> Expansion:
-        return Expansion({**self._args, **changes.environment(self._out.config)}, statement.escape)
+        return Expansion(self._variables, statement.escape)
+
+    def _seen(self, statement: Statement) -> str:
+        """Return an instruction as people see it, with what its variables are; quotes are a command's own."""
+        _, _, rest = statement.original.partition(" ")
+        shown = self._expansion(statement).shown(rest.strip(), keep_quotes=statement.name == "RUN")
+        return f"{statement.name} {shown}"
 
     def _note(self, created_by: str, step: Step | None = None) -> None:
         number = None
@@ -118,14 +126,24 @@ class StagePlan:
             if name == "HEALTHCHECK":
                 config = {**config, "Healthcheck": None}
             new = changes.apply(statement, config, self._expansion(statement), cmd_set=self._cmd_set)
-            shown = self._shown(statement, new)
-            self._out.config = new
             if name == "CMD":
                 self._cmd_set = True
                 new["ArgsEscaped"] = True
+                if statement.words is None and not statement.text:
+                    new["Cmd"] = [*changes.shell_of(new), ""]
             if name == "WORKDIR":
-                path = str(new["WorkingDir"])
-                self._note(shown, MakeFolder(statement, self._number, path))
+                written = self._expansion(statement).one(statement.text)
+                new["WorkingDir"] = written if written.startswith("/") else new["WorkingDir"]
+            shown = self._shown(statement, new)
+            self._out.config = new
+            if name == "ENV":
+                environment = changes.environment(new)
+                expansion = self._expansion(statement)
+                names = [expansion.one(raw) for raw, _ in pairs(statement)]
+                self._variables.update({each: environment[each] for each in names if each in environment})
+            if name == "WORKDIR":
+                path, user = str(new["WorkingDir"]), str(new.get("User") or "")
+                self._note(shown, MakeFolder(statement, self._number, self._seen(statement), path, user))
             elif name != "ONBUILD":
                 self._note(shown)
 
@@ -175,7 +193,7 @@ class StagePlan:
                 value = self._planner.global_args.get(name)
             self._declared.append((name, value))
             if value is not None:
-                self._args[name] = value
+                self._variables[name] = value
         self._note(" ".join(shown))
 
     # -- RUN ----------------------------------------------------------------------------------------------------------
@@ -191,23 +209,20 @@ class StagePlan:
         command, script, note = self._command(statement)
         expansion = self._expansion(statement)
         mounts = [read_mount(statement, value, expansion.one, self._folder()) for value in statement.values("mount")]
-        environment = changes.environment(config)
-        visible = {**{key: value for key, value in self._args.items() if key not in environment}}
+        variables = self._variables
         proxies = {
-            key: value
-            for key, value in self._request.build_args.items()
-            if key in PROXIES and key not in environment and key not in visible
+            key: value for key, value in self._request.build_args.items() if key in PROXIES and key not in variables
         }
         step = Run(
-            statement, self._number, tuple(command),
-            (*(config.get("Env") or []), *(f"{key}={value}" for key, value in visible.items())),
+            statement, self._number, self._seen(statement), tuple(command),
+            tuple(f"{key}={value}" for key, value in variables.items()),
             tuple(f"{key}={value}" for key, value in proxies.items()),
             str(config.get("User") or ""), self._folder(),
             tuple((mount, self._mounted(statement, mount)) for mount in mounts), network, script, note,
         )  # fmt: skip
         given: dict[str, str] = {}
         for key, value in self._declared:
-            given[key] = environment.get(key, value or "")
+            given[key] = variables.get(key, value or "")
         words = [*([f"|{len(given)}", *(f"{key}={value}" for key, value in given.items())] if given else []), *command]
         self._note(f"RUN {' '.join(words)} # buildkit", step)
 
@@ -234,7 +249,7 @@ class StagePlan:
         note = f" ({_summary(first.text)})"
         if len(documents) == 1 and _only_document(text, statement.escape):
             if first.data.startswith("#!"):
-                return [f"/dev/pipes/{first.name}"], (first.name, first.text), note
+                return [*shell, f"/dev/pipes/{first.name}"], (first.name, first.text), note
             return [*shell, first.text], None, note
         full = "\n".join([text, *(f"{each.data}{each.name}" for each in documents)])
         return [*shell, full], None, ""
@@ -280,7 +295,7 @@ class StagePlan:
         excluded = tuple(expansion.one(value) for value in statement.values("exclude"))
         parents = flags.get("parents", "false") == "true"
         step = Copy(
-            statement, self._number, origin, tuple(sources), tuple(texts), self._absolute(target),
+            statement, self._number, self._seen(statement), origin, tuple(sources), tuple(texts), self._absolute(target),
             flags.get("chown", ""), flags.get("chmod", ""), flags.get("link", "false") == "true", parents, excluded,
             flags.get("checksum", ""), flags.get("keep-git-dir", "false") == "true",
         )  # fmt: skip

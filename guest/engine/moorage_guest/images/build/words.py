@@ -56,6 +56,39 @@ class Expansion:
                 position += 1
             return "".join(out)
 
+    def shown(self, text: str, *, keep_quotes: bool) -> str:
+        """Expand what can be in a text that people read; never raises, and what is not set stays as it is written."""
+        out: list[str] = []
+        position, quoted = 0, False
+        while position < len(text):
+            char = text[position]
+            if char == "'" and not quoted and (end := text.find("'", position + 1)) > 0:
+                out.append(text[position : end + 1] if keep_quotes else text[position + 1 : end])
+                position = end + 1
+                continue
+            if char == '"':
+                quoted = not quoted
+                out.append(char if keep_quotes else "")
+            elif char == self.escape and position + 1 < len(text):
+                position += 1
+                out.append(text[position])
+            elif char == "$":
+                piece, end = self._shown_variable(text, position)
+                out.append(piece)
+                position = end
+                continue
+            else:
+                out.append(char)
+            position += 1
+        return "".join(out)
+
+    def _shown_variable(self, text: str, position: int) -> tuple[str, int]:
+        name = _NAME.match(text, position + 2 if text.startswith("${", position) else position + 1)
+        with contextlib.suppress(InvalidParameter):
+            piece, end = self._dollar(text, position)
+            return (piece, end) if name is not None and name[0] in self.variables else (text[position:end], end)
+        return text[position], position + 1
+
     def _parts(self, word: str, *, keep_quotes: bool, mark: Callable[[str], str]) -> list[str]:
         out: list[str] = []
         position = 0
