@@ -44,7 +44,13 @@ def engine_settings(config: DaemonConfig) -> EngineSettings:
         shutdown_timeout=config.shutdown_timeout,
         storage_driver=config.storage_driver,
         cgroup_version=cgroup_version,
+        cdi_folders=cdi_folders(config),
     )
+
+
+def cdi_folders(config: DaemonConfig) -> tuple[str, ...]:
+    """Return where devices by CDI are specified; nowhere when the feature is off."""
+    return tuple(filter(None, config.cdi_spec_dirs)) if config.features.get("cdi", True) else ()
 
 
 def _seccomp_profile(value: str) -> str:

@@ -12,6 +12,8 @@ from moorage_contract.daemon_config.kinds import STOCK_RUNTIMES
 
 from moorage_guest import sysinfo
 from moorage_guest.api.system import machine_info
+from moorage_guest.engineconfig import cdi_folders
+from moorage_guest.oci import cdi
 from moorage_guest.store import Store
 
 INDEX_SERVER = "https://index.docker.io/v1/"
@@ -70,6 +72,8 @@ def engine_info(
     profile = config.seccomp_profile or "builtin"
     return {
         **machine_info(),
+        "CDISpecDirs": list(cdi_folders(config)),
+        "DiscoveredDevices": [{"Source": "cdi", "ID": name} for name in sorted(cdi.devices(cdi_folders(config)))],
         "SecurityOptions": sysinfo.security_options(
             profile, no_new_privileges=config.no_new_privileges, remapped=remapped
         ),

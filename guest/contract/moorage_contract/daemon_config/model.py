@@ -321,10 +321,9 @@ class DaemonConfig:
     )
     cdi_spec_dirs: tuple[str, ...] = setting(
         TextList(),
-        (),
-        "Folders with CDI devices.",
+        ("/etc/cdi", "/var/run/cdi"),
+        "Folders with specifications of devices (CDI) for `--device vendor.com/class=name`; `features.cdi` false turns them off.",
         flags=("--cdi-spec-dir",),
-        refusal="the machine has no devices to hand out by CDI; remove cdi-spec-dirs",
     )
 
     # Images and registries

@@ -107,6 +107,8 @@ def _shape_host_config(host: dict[str, Any]) -> None:
     for name in ("Annotations", "StorageOpt", "Tmpfs", "Sysctls", "KernelMemoryTCP", "Init", "Mounts"):
         if not host[name] and host[name] is not False:
             del host[name]
+    for request in host["DeviceRequests"] or ():
+        request.update({name: request[name] or None for name in ("DeviceIDs", "Capabilities", "Options")})
     if host.get("Mounts"):
         host["Mounts"] = [_without_empty(mount) for mount in host["Mounts"]]
 

@@ -57,6 +57,7 @@ class EngineSettings:
     shutdown_timeout: int = 15
     storage_driver: str = "overlay2"
     cgroup_version: str = "2"
+    cdi_folders: tuple[str, ...] = ()
 
     def spec_defaults(self) -> SpecDefaults:
         """Return the part that the OCI spec is built with."""
@@ -68,4 +69,5 @@ class EngineSettings:
             ulimits=self.ulimits,
             shm_size=self.shm_size,
             cgroupns_mode=self.cgroupns_mode,
+            cdi_folders=self.cdi_folders,
         )

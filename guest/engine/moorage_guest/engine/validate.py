@@ -98,8 +98,7 @@ def check_host_config(host: HostConfig, settings: EngineSettings) -> None:
         raise InvalidParameter(f"unknown or invalid runtime name: {host.runtime}")
     if host.isolation not in ("", "default"):
         raise InvalidParameter(f"invalid isolation '{host.isolation}' on linux")
-    if host.device_requests:
-        request = host.device_requests[0]
+    for request in (each for each in host.device_requests if each.driver != "cdi"):
         kinds = [word for group in request.capabilities for word in group]
         raise InvalidParameter(
             f'could not select device driver "{request.driver}" with capabilities: [[{" ".join(kinds)}]]'

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moorage_guest.api.types import ContainerConfig, HostConfig, Ulimit
+from moorage_guest.api.types import ContainerConfig, DeviceRequest, HostConfig, Ulimit
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.idmap import SAME, IdMap
-from moorage_guest.oci import capabilities, devices, resources, seccomp, sysctls
+from moorage_guest.oci import capabilities, cdi, devices, resources, seccomp, sysctls
 from moorage_guest.oci.security import SecurityOptions, parse_security_options
 from moorage_guest.oci.users import ProcessUser, resolve_user
 
@@ -76,6 +76,8 @@ class SpecDefaults:
     shm_size: int = DEFAULT_SHM_SIZE
     #: "private" or "host"; see `default_cgroupns_mode`.
     cgroupns_mode: str = ""
+    #: Where devices by CDI are specified; none is that there are no such devices.
+    cdi_folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,18 @@ def build_spec(request: SpecRequest) -> dict[str, Any]:
     }
     if host.uts_mode != "host" and request.hostname:
         spec["hostname"] = request.hostname
+    for asked_for in host.device_requests:
+        _add_devices(spec, asked_for, request.defaults.cdi_folders)
     return spec
+
+
+def _add_devices(spec: dict[str, Any], request: DeviceRequest, folders: Sequence[str]) -> None:
+    if request.count:
+        raise InvalidParameter("unexpected count in CDI device request")
+    if request.options:
+        raise InvalidParameter("unexpected options in CDI device request")
+    if request.device_ids:
+        cdi.inject(spec, request.device_ids, folders)
 
 
 @dataclass(frozen=True)
