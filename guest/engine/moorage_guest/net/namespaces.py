@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,16 @@ _MNT_DETACH = 2
 _NS_GET_NSTYPE = 0xB703
 #: Is in namespaces of its own once it echoes a line, and ends when its input does.
 _HOLDER = ("unshare", "--user", "--net", "cat")
+
+#: The same in a user namespace that there is. Executing another program there would cost it its rights.
+_JOINER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.setns(os.open(sys.argv[1], os.O_RDONLY), 0x10000000) or libc.unshare(0x40000000):
+    sys.exit(os.strerror(ctypes.get_errno()))
+os.write(1, os.read(0, 1))
+os.read(0, 1)
+"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,7 +83,7 @@ def create_remapped(path: Path, user_path: Path, ids: IdMap, join: Path | None =
     """
     remove(path)
     remove(user_path)
-    argv = _HOLDER if join is None else ("nsenter", f"--user={join}", "unshare", "--net", "cat")
+    argv = _HOLDER if join is None else (sys.executable, "-ISc", _JOINER, str(join))
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
         assert holder.stdin is not None and holder.stdout is not None and holder.stderr is not None
         try:
