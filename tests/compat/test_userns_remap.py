@@ -4,14 +4,16 @@ import io
 import json
 import os
 import stat
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import buildx
 from tests.support.images import busybox_archive, docker_archive, layer_tar
-from tests.support.moored import Moored, wait_for
+from tests.support.moored import DEADLINE, Moored, wait_for
 from tests.support.userns import ROOT, remapping_moored
 
 pytestmark = pytest.mark.root
@@ -207,6 +209,28 @@ def test_builds_give_files_to_whom_they_should(moored: Moored) -> None:
     ask = "stat -c %u:%g /new /new/f1 /f2 /r /work /work/dir /vol /vol/x"
     seen = moored.docker("run", "--rm", first, "sh", "-c", ask).split()
     assert seen == ["0:0", "0:0", "7:8", "9:10", "0:0", "0:0", "11:12", "13:14"]
+
+
+def test_builds_with_buildkit_give_files_to_whom_they_should(moored: Moored, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    (tmp_path / "secret").write_text("word")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM busybox AS first\nWORKDIR /work/dir\nCOPY --chown=7:8 f /f2\nRUN touch /r && chown 9:10 /r\n"
+        "FROM busybox\nCOPY --from=first /r /f2 /g/\n"
+        "RUN --mount=type=secret,id=word,uid=11,gid=12 --mount=type=cache,target=/cache,uid=13 "
+        "--mount=type=bind,from=first,target=/first --mount=type=bind,target=/context,rw --mount=type=tmpfs,target=/t "
+        "touch /cache/x /t/x /context/x && cat /run/secrets/word > /seen && "
+        "stat -c %u:%g /g /g/r /g/f2 /run/secrets/word /cache /first/r /first/work /context /context/f /t >> /seen\n"
+        "RUN <<END\nid -u >> /seen\nEND\n"
+    )
+    buildx.install(moored.docker_config)
+    secret = f"id=word,src={tmp_path}/secret"
+    argv = ["docker", "buildx", "build", "--progress=plain", "--secret", secret, "-t", "third", str(tmp_path)]
+    environment = {**moored.docker_environment(), "DOCKER_BUILDKIT": "1"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert done.returncode == 0, done.stderr
+    seen = moored.docker("run", "--rm", "third", "cat", "/seen").removeprefix("word").split()
+    assert seen == ["0:0", "9:10", "7:8", "11:12", "13:0", "9:10", "0:0", "0:0", "0:0", "0:0", "0"]
 
 
 def test_volumes_and_tmpfs_belong_to_the_containers_root(moored: Moored) -> None:

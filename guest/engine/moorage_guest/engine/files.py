@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import errno
+import json
+import os
 import posixpath
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from moorage_guest.engine.mounts import below
 from moorage_guest.engine.record import Container, MountRecord
 from moorage_guest.errors import Conflict, InvalidParameter, NotFound, SystemError_
 from moorage_guest.images.archive import real_path, stat_path
+from moorage_guest.shim import kernel
 
 if TYPE_CHECKING:
     from moorage_guest.engine.containers import Containers
@@ -54,7 +57,11 @@ async def _view(engine: "Containers", container: Container, path: str) -> AsyncG
     if container.removing:
         raise Conflict(f"container {container.id} is being removed")
     if container.status.alive:
-        yield View(Path(f"/proc/{container.state.pid}/root"), path)
+        root = await asyncio.to_thread(open_root, container, engine.exec_root.shim(container.id))
+        try:
+            yield View(Path(f"/proc/self/fd/{root}"), path)
+        finally:
+            os.close(root)
         return
     async with container.lock:  # an answer may be read, and the next request come, before this one has unmounted
         root = await engine.layers.mount(container.id)
@@ -74,6 +81,28 @@ async def _view(engine: "Containers", container: Container, path: str) -> AsyncG
             container.viewers -= 1
             if not container.viewers and not container.status.alive:
                 await engine.layers.unmount(container.id)
+
+
+def open_root(container: Container, shim: Path) -> int:
+    """Open the root folder of a container that lives, ``shim`` being its shim's folder. Raises Conflict when it has just ended.
+
+    Its pid may be another process's by then, whose root would be the machine's own: the shim's record says when it began.
+    """
+    pid = container.state.pid
+    try:
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        root = -1
+    try:
+        record = json.loads((shim / "state.json").read_text())
+        same = record["pid"] == pid and record["start_time"] == kernel.start_time(pid) != 0
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if root < 0 or not same:
+        if root >= 0:
+            os.close(root)
+        raise Conflict(f"container {container.id} has just ended; try again")
+    return root
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ from moorage_guest import mountcalls
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
 from moorage_guest.errors import Conflict, NotFound, SystemError_
+from moorage_guest.idmap import IdMap
 from moorage_guest.net.sandboxes import SandboxRequest
 from moorage_guest.oci.spec import Joined, MountPoint
 
@@ -89,14 +90,16 @@ async def _shared_memory(engine: Containers, container: Container) -> Path | Non
     options = f"nosuid,nodev,noexec,mode=1777,size={host.shm_size}"
     if engine.ids:
         options += ",uid={},gid={}".format(*engine.ids.root)
-    await asyncio.to_thread(_mount_shared_memory, folder, options)
+    await asyncio.to_thread(_mount_shared_memory, folder, options, engine.ids)
     return folder
 
 
-def _mount_shared_memory(folder: Path, options: str) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
-    folder.mkdir(exist_ok=True, mode=0o711)  # a remapped root has to get to it
+def _mount_shared_memory(folder: Path, options: str, ids: IdMap) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.parent.chmod(0o700)
+    ids.let_through(folder.parent)
     if not mountcalls.is_mounted(folder):
+        ids.let_through(folder)
         mountcalls.mount("shm", folder, "tmpfs", options)
 
 
