@@ -1,9 +1,12 @@
-"""What builds need of the machine's image: git, which fetches contexts inside of the machine."""
+"""What builds need of the machine's image: git, which fetches contexts inside of the machine, and h2, by which BuildKit's clients build."""
 
+import os
+import subprocess
 from pathlib import Path
 
 from docker import DockerClient
 
+from tests.support import buildx
 from tests.support.gitserver import commit, git, served
 from tests.support.vm import Vm
 
@@ -31,3 +34,27 @@ def test_a_context_is_fetched_with_its_submodules_inside_the_machine(engine_read
             said = engine_ready.docker("run", "--rm", "--network", "none", image, "cat", "/c/file", "/c/sub/inner")
             assert said.split() == ["file", "inner"]
             engine_ready.docker("rmi", image)
+
+
+def test_buildx_builds_inside_the_machine(engine_ready: Vm, tmp_path: Path) -> None:
+    buildx.install(tmp_path / "config")
+    environment = {
+        **os.environ, "DOCKER_CONFIG": str(tmp_path / "config"), "DOCKER_HOST": f"unix://{engine_ready.paths.docker_socket}"
+    }  # fmt: skip
+    environment.pop("DOCKER_BUILDKIT", None)
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "large").write_bytes(os.urandom(3 << 20))
+    (context / "Dockerfile").write_text(
+        "FROM busybox AS made\nCOPY large /\nRUN --mount=type=cache,target=/cache --mount=type=secret,id=word "
+        "cat /run/secrets/word | rev > /said\nFROM scratch\nCOPY --from=made /said /large /\n"
+    )
+    (tmp_path / "word").write_text("drow")
+    done = subprocess.run(
+        ["docker", "buildx", "build", "--progress=plain", "--secret", f"id=word,src={tmp_path / 'word'}",
+         "--output", str(tmp_path / "out"), str(context)],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "said").read_text().strip() == "word"
+    assert (tmp_path / "out" / "large").read_bytes() == (context / "large").read_bytes()
