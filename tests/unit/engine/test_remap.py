@@ -1,5 +1,6 @@
 """Whose numbers `userns-remap` gives to containers, and what is said when there are none."""
 
+import grp
 import pwd
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_a_line_without_a_range_is_named(line: str, ranges: tuple[Path, Path]) -
 
 def test_default_gets_numbers_that_nobody_else_has(ranges: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remap, "DEFAULT_USER", "nobody")  # who is there on every machine
-    monkeypatch.setattr(remap, "_group", lambda *_: remap.getgrnam("root"))
+    monkeypatch.setattr(remap, "_group", lambda *_: grp.getgrnam("root"))
     users, groups = ranges
     users.write_text("somebody:100000:65536\nother:200000:10\n")
     groups.unlink()

@@ -98,7 +98,7 @@ class _Life:
     def _execute(self, sock: socket.socket) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            options = {"exec_id": self._name, "tty": False, "open_stdin": False, "capture": 0}
+            options: dict[str, Any] = {"exec_id": self._name, "tty": False, "open_stdin": False, "capture": 0}
             self._ask(sock, "ready_exec", **options)
             self._ask(sock, "exec", [theirs.fileno()], **_CLIENT, **options, process="{}")
 

@@ -57,11 +57,11 @@ async def _view(engine: "Containers", container: Container, path: str) -> AsyncG
     if container.removing:
         raise Conflict(f"container {container.id} is being removed")
     if container.status.alive:
-        root = await asyncio.to_thread(open_root, container, engine.exec_root.shim(container.id))
+        living = await asyncio.to_thread(open_root, container, engine.exec_root.shim(container.id))
         try:
-            yield View(Path(f"/proc/self/fd/{root}"), path)
+            yield View(Path(f"/proc/self/fd/{living}"), path)
         finally:
-            os.close(root)
+            os.close(living)
         return
     async with container.lock:  # an answer may be read, and the next request come, before this one has unmounted
         root = await engine.layers.mount(container.id)
