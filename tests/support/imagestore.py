@@ -16,6 +16,7 @@ from moorage_guest.api import images as image_routes
 from moorage_guest.api.server import ApiRequest, ApiServer, Route, json_response
 from moorage_guest.events import EventBus
 from moorage_guest.images import loading
+from moorage_guest.images.buildcache import BuildCache
 from moorage_guest.images.image import Image
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.store import Images
@@ -33,6 +34,7 @@ class Shelf:
     images: Images
     layers: Layers
     events: EventBus
+    cache: BuildCache
     socket: Path | None = None
 
     def load(self, archive: bytes) -> list[Image]:
@@ -72,10 +74,12 @@ async def shelf(root: Path, *, live: tuple[str, ...] = ()) -> AsyncIterator[Shel
     images = Images(data_root, store, events)
     await images.start()
     layers = Layers(data_root, store, images)
+    cache = BuildCache(data_root.build_cache, store, images)
+    await cache.start()
     await layers.restore(live)
     await images.sweep()
     try:
-        yield Shelf(data_root, store, images, layers, events)
+        yield Shelf(data_root, store, images, layers, events, cache)
     finally:
         for entry in (data_root.root / "mounts").glob("*"):
             await layers.unmount(entry.name)

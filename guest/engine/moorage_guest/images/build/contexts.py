@@ -20,6 +20,7 @@ from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.seams import BuildError, Session
 from moorage_guest.images.build.sources import FolderTree, SourceTree
 from moorage_guest.images.compression import compression
+from moorage_guest.images.layerstore import remove_tree
 from moorage_guest.images.streams import BufferedSource, finished, with_body
 from moorage_guest.images.tarformat import looks_like_tar
 
@@ -111,7 +112,10 @@ class Contexts:
                 return await self._uploaded(task, where.removeprefix(_UPLOADED))
         if git.is_git(where):
             with self.board.task(f"[internal] load git source {where}"):
-                return FolderTree(await self.stack.enter_async_context(git.checked_out(where, self.tmp)))
+                folder = await self.stack.enter_async_context(git.checked_out(where, self.tmp))
+                if not self.request.keep_git:
+                    await finished(asyncio.to_thread(remove_tree, folder / ".git"))
+                return FolderTree(folder)
         if re.match(r"https?://", where):
             with self.board.task("[internal] load remote build context"):
                 tree = self._new_tree()

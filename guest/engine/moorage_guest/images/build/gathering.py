@@ -149,9 +149,9 @@ def _target_of(step: Copy, source: Source, word: str) -> str:
     """Return where a source goes: with --parents below folders that are called as its own."""
     if not step.parents:
         return step.target
-    _, pivot, rest = f"/{word}".partition("/./")
-    base = posixpath.normpath(f"/{word[: len(word) - len(rest)]}").strip("/") if pivot else ""
-    path = source.path[len(base) :].lstrip("/") if base and source.path.startswith(base) else source.path
+    before, pivot, _ = word.partition("/./")
+    base = posixpath.normpath(f"/{before.lstrip('/')}").strip("/") if pivot else ""
+    path = source.path.removeprefix(f"{base}/") if base else source.path
     within = path if source.is_folder else posixpath.dirname(path)
     return f"{posixpath.join(step.target, within)}/".replace("//", "/")
 

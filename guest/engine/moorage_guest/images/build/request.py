@@ -33,6 +33,8 @@ class Request:
     own_dockerfile: bool = False
     """Whether the Dockerfile is the client's though the context is elsewhere."""
     syntax: str = ""
+    keep_git: bool = False
+    """Whether a context from a git repository has the repository itself in it."""
     platform: platforms.Platform | None = None
     no_cache: bool = False
     no_cache_stages: frozenset[str] = frozenset()
@@ -79,7 +81,8 @@ class Request:
             no_cache_stages=stages,
             pull=attributes.get("image-resolve-mode") == "pull",
             network=_network(attributes.get("force-network-mode", "")),
-            hostname=attributes.get("hostname", ""),
+            keep_git=attributes.get("build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true"),
+            hostname=attributes.get("hostname") or attributes.get("build-arg:BUILDKIT_SANDBOX_HOSTNAME", ""),
             host=_host(attributes),
             cache_from=tuple(_caches(attributes, imports)),
             entitlements=frozenset(entitlements),
