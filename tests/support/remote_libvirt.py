@@ -28,6 +28,7 @@ from moorage_host.paths import user_paths
 from tests.support.host import backend_pid, user_home, wait_ended
 from tests.support.images import BUSYBOX_IMAGE, busybox_archive
 from tests.support.sshd import free_port, sshd
+from tests.support.system_libvirt import open_kvm_to_all
 from tests.support.vm import Vm, image_folder
 
 USER = "there"
@@ -113,6 +114,7 @@ def main() -> None:
     with user_home() as laptop:
         os.environ["HOME"] = str(laptop)
         with other_host(laptop) as there:
+            open_kvm_to_all(laptop / "kvm")
             uri = f"qemu+ssh://{USER}@127.0.0.1:{there.port}/session?keyfile={laptop}/.ssh/key"
             vm = Vm(user_paths(), Client(user_paths()))
             vm.client.change_settings(image=str(image_folder()), memory_mib=1024, cpus=1, disk_gib=4, libvirt_uri=uri)
@@ -137,7 +139,13 @@ def use(vm: Vm, there: OtherHost, seen: dict[str, Any]) -> None:
     """What the test looks at, in the order in which a user would do it."""
     steps: list[str] = []
     started = vm.client.start(steps.append)
-    seen |= {"state": started.state, "uri": started.libvirt_uri, "accelerator": started.accelerator}
+    seen |= {
+        "warning": started.warning,
+        "kvm": Path("/dev/kvm").exists(),
+        "state": started.state,
+        "uri": started.libvirt_uri,
+        "accelerator": started.accelerator,
+    }
     seen["copied"] = [step for step in steps if step.startswith("copying")]
     (qemu,) = [pid for pid, line in processes().items() if "qemu-system" in line]
     seen["listening"] = listening(qemu)

@@ -38,15 +38,19 @@ def cover() -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder], check=True)
     for name, content in CONFIGURATION.items():
         (Path("/etc/libvirt") / name).write_text(content)
+    # Debian gives it to the group kvm. Where it is root's alone, as in some containers, libvirtd asks QEMU again and
+    # again what it can do: root could use KVM, and libvirt-qemu, who runs QEMU, says it cannot.
+    open_kvm_to_all(Path("/run/kvm"))
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def open_kvm_to_all(node: Path) -> None:
+    """Let every user have /dev/kvm, where there is one, by another `node` in its place in this mount name space."""
     kvm = Path("/dev/kvm")
     if kvm.exists():
-        # Debian gives it to the group kvm. Where it is root's alone, as in some containers, libvirtd asks QEMU again and
-        # again what it can do: root could use KVM, and libvirt-qemu, who runs QEMU, says it cannot.
-        open_to_all = Path("/run/kvm")
-        os.mknod(open_to_all, stat.S_IFCHR, kvm.stat().st_rdev)
-        open_to_all.chmod(0o666)
-        subprocess.run(["mount", "--bind", open_to_all, kvm], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        os.mknod(node, stat.S_IFCHR, kvm.stat().st_rdev)
+        node.chmod(0o666)
+        subprocess.run(["mount", "--bind", node, kvm], check=True)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
 def test_machine_on_another_host_serves_as_one_here_and_leaves_nothing_behind() -> None:
     found = seen(*ALONE, *INIT, sys.executable, "-m", "tests.support.remote_libvirt")
-    assert (found["state"], found["accelerator"]) == ("ready", "tcg")
+    # Whether KVM works is found out over there, too.
+    assert (found["accelerator"] == "kvm") or (not found["kvm"]) or ("does not work on this host" in found["warning"])
+    assert (found["state"], found["accelerator"]) in {("ready", "tcg"), ("ready", "kvm")}
     assert found["uri"].startswith("qemu+ssh://there@127.0.0.1:")
     # What QEMU is given lies in a pool of ours over there, and only the host's own loopback leads to the guest.
     assert found["pool"] == sorted(

@@ -30,6 +30,7 @@ DEAD = 30  # seconds without an acknowledgement after which the system gives a c
 LOOPBACK = "127.0.0.1"
 SYSTEM_SOCKETS = ("/run/libvirt/libvirt-sock", "/var/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 SESSION_SOCKETS = ("/run/user/{uid}/libvirt/libvirt-sock", "/run/user/{uid}/libvirt/virtqemud-sock")
+EVERYBODYS = Path("/etc/ssh/ssh_known_hosts")
 # Each line is a question; the answers are lines, too.
 _QUESTIONS = 'command -v virt-ssh-helper || echo; uname -sr; id -u; printf "%s\\n" "$HOME"'
 
@@ -254,9 +255,11 @@ def _connected(target: _Target) -> paramiko.SSHClient:
     client = paramiko.SSHClient()
     stream: socket.socket | None = None
     try:
-        for path in (Path("/etc/ssh/ssh_known_hosts"), target.known_hosts):
-            if path.exists():
-                client.load_system_host_keys(str(path))
+        known = client.get_host_keys()
+        for path in (EVERYBODYS, target.known_hosts):
+            for entry in _known(path):
+                for name in entry.hostnames or []:
+                    known.add(name, entry.key.get_name(), entry.key)
         client.set_missing_host_key_policy(_Strict(target))
         stream = socket.create_connection((target.host, target.port), timeout=TIMEOUT)
         _give_up_soon(stream)
@@ -324,21 +327,34 @@ def _give_up_soon(stream: socket.socket) -> None:
         stream.setsockopt(socket.IPPROTO_TCP, option, DEAD * 1000)
 
 
+def _known(path: Path) -> Iterator[paramiko.hostkeys.HostKeyEntry]:
+    """The hosts that a file makes known by their own keys. Lines that paramiko does not understand make none known."""
+    for line in _lines(path):
+        if not line.startswith(("#", "@")):
+            with contextlib.suppress(paramiko.hostkeys.InvalidHostKey):
+                entry = paramiko.hostkeys.HostKeyEntry.from_line(line)
+                if entry is not None and entry.key is not None:
+                    yield entry
+
+
 def _refuse_revoked(client: paramiko.SSHClient, target: _Target) -> None:
-    """paramiko does not know the lines that withdraw a key."""
     transport = client.get_transport()
     assert transport is not None
     shown = base64.b64encode(transport.get_remote_server_key().asbytes()).decode("ascii")
-    for path in (Path("/etc/ssh/ssh_known_hosts"), target.known_hosts):
-        if any(shown in line.split() for line in _revoked(path)):
-            raise HostError(f"the host key of {target.host} is revoked in {path}", code=ErrorCode.UNAVAILABLE)
+    for path in (EVERYBODYS, target.known_hosts):
+        if any(line.startswith("@revoked") and shown in line.split() for line in _lines(path)):
+            raise HostError(
+                f"the host key of {target.host} is revoked in {path}",
+                hint="find out why, and give the host another one",
+                code=ErrorCode.UNAVAILABLE,
+            )
 
 
-def _revoked(path: Path) -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("@revoked"):
-                yield line
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except FileNotFoundError:
+        return []
 
 
 def _survey(client: paramiko.SSHClient, name: str) -> Survey:
