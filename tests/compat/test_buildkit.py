@@ -315,3 +315,34 @@ def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_of_it(fresh_moo
     done = run(moored, "buildx", "prune", "-af")
     assert done.returncode == 0, done
     assert moored.api.get("/system/df").json["LayersSize"] == before
+
+
+def test_targets_and_parameters_are_told_without_a_build(moored: Moored, tmp_path: Path) -> None:
+    dockerfile = (
+        "# VERSION is what is built\nARG VERSION=1\nARG UNUSED\n\n# base has the tools\nFROM busybox:${VERSION:+latest} AS base\n"
+        "ARG VERSION\n# FLAG changes things\nARG FLAG=x\nRUN --mount=type=secret,id=tok,required=true --mount=type=ssh true\nFROM base\n"
+    )
+    context = write(tmp_path, {"Dockerfile": dockerfile})
+    buildx.install(moored.docker_config)
+
+    images = moored.docker("images", "-aq")
+
+    def ask(what: str) -> str:
+        done = subprocess.run(
+            ["docker", "buildx", "build", "--progress=plain", f"--print={what}", str(context)], stdin=subprocess.DEVNULL,
+            env={**environment(moored), "BUILDX_EXPERIMENTAL": "1"}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stderr}\n{moored.log()}"
+        return done.stdout
+
+    assert [line.rstrip() for line in ask("targets").splitlines() if line.strip()] == [
+        "TARGET    DESCRIPTION", "base      has the tools", "(default)",
+    ]  # fmt: skip
+    outline = json.loads(ask("outline,format=json"))
+    assert [(each["name"], each.get("value"), each.get("description")) for each in outline["args"]] == [
+        ("VERSION", "1", "is what is built"), ("FLAG", "x", "changes things"),
+    ]  # fmt: skip
+    assert [(each["name"], each.get("required")) for each in outline["secrets"]] == [("tok", True)]
+    assert [each["name"] for each in outline["ssh"]] == ["default"]
+    assert "outline" in ask("subrequests.describe")
+    assert moored.docker("images", "-aq") == images

@@ -15,6 +15,7 @@ from moorage_guest.buildkit.jobs import Job, Jobs, Outcome
 from moorage_guest.buildkit.messages import CacheOptionsEntry, Definition, OpMetadata, SourceOp
 from moorage_guest.buildkit.session import Sessions
 from moorage_guest.errors import InvalidParameter, NotFound
+from moorage_guest.images.build import subrequests
 from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.seams import Built
 from moorage_guest.images.build.solve import Site, solving
@@ -64,7 +65,11 @@ class Building:
         wanted = Request.of(question.attrs, imports, job.request.entitlements)
         session = job.session or await self.sessions.get(job.request.session)
         if asked := question.attrs.get("requestid", ""):
-            raise unsupported_subrequest(asked)
+            tmp = self.site.images.content.tmp
+            said = await subrequests.answer(asked, wanted, session, job.status, tmp)
+            if said is None:
+                raise unsupported_subrequest(asked)
+            return Outcome(metadata=said)
         building = solving(self.site, wanted, session, job.status, inputs)
         outcome = await job.hold(building)
         assert outcome.built is not None

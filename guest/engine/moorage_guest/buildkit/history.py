@@ -1,9 +1,9 @@
 """Which builds there were, for clients that list them; kept in memory, as long as the daemon runs."""
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
 
 from moorage_guest.buildkit.errors import GrpcError
 from moorage_guest.buildkit.jobs import KEPT, Job
@@ -42,17 +42,12 @@ class History:
 
     def over(self, job: Job, answer: Mapping[str, str], error: GrpcError | None) -> None:
         """A build has ended."""
-        total, completed, cached = job.status.steps
-        record = replace(
-            self._records[job.ref],
-            completed_at=Timestamp.of(time.time_ns()),
-            exporter_response=dict(answer),
-            num_total_steps=total,
-            num_completed_steps=completed,
-            num_cached_steps=cached,
-            num_warnings=job.status.warnings,
-            generation=1,
-        )
+        record = copy.copy(self._records[job.ref])  # listeners may have the old one still
+        record.completed_at = Timestamp.of(time.time_ns())
+        record.exporter_response = dict(answer)
+        record.num_total_steps, record.num_completed_steps, record.num_cached_steps = job.status.steps
+        record.num_warnings = job.status.warnings
+        record.generation = 1
         if error is not None:
             record.error = RpcStatus(int(error.code), str(error), list(error.details))
         self._records[job.ref] = record
