@@ -1,7 +1,5 @@
 """Messages as bytes: what others write is read, and what is no message is refused."""
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +16,10 @@ KINDS = [
 ]
 
 
-@dataclass(slots=True)
 class Sample(Message):
     number: int = integer(1)
     text: str = string(2)
-    many: list[int] = integers(4)  # noqa: RUF009 -- as messages are declared
+    many: list[int] = integers(4)
 
 
 def test_bytes_of_the_specification_are_read_and_written() -> None:
@@ -67,8 +64,7 @@ def test_messages_nested_too_deeply_are_refused() -> None:
     kinds: list[type[Message]] = [Sample]
     wire = Sample(1).encode()
     for level in range(40):
-        namespace = {"__annotations__": {"inner": list}, "inner": embedded_list(1, kinds[-1])}
-        kinds.append(dataclass(type(f"Level{level}", (Message,), namespace)))
+        kinds.append(type(f"Level{level}", (Message,), {"inner": embedded_list(1, kinds[-1])}))
         wire = bytes([0x0A, len(wire)]) + wire
         if level == 20:
             assert kinds[-1].decode(wire).encode() == wire

@@ -3,8 +3,6 @@
 Only fields that somebody reads or writes here are declared; see `messages` for those that other services share.
 """
 
-from dataclasses import dataclass
-
 from moorage_guest.buildkit.messages import (
     APICap,
     CacheOptionsEntry,
@@ -33,7 +31,6 @@ from moorage_guest.buildkit.protobuf import (
 from moorage_guest.buildkit.session_messages import Stat
 
 
-@dataclass(slots=True)
 class OpInput(Message):
     """pb.Input: the output of another operation."""
 
@@ -41,7 +38,6 @@ class OpInput(Message):
     index: int = integer(2)
 
 
-@dataclass(slots=True)
 class Op(Message):
     """pb.Op, as far as definitions made here go: a source, or the last operation, which only has an input."""
 
@@ -50,7 +46,6 @@ class Op(Message):
     platform: Platform | None = embedded(10, Platform)
 
 
-@dataclass(slots=True)
 class Ref(Message):
     """A result. ``definition`` is what makes it, for a client that wants to build on it."""
 
@@ -58,14 +53,12 @@ class Ref(Message):
     definition: Definition | None = embedded(2, Definition)
 
 
-@dataclass(slots=True)
 class RefMap(Message):
     """Results by platform."""
 
     refs: dict[str, Ref] = embedded_mapping(1, Ref)
 
 
-@dataclass(slots=True)
 class Result(Message):
     """One of ``ref`` and ``refs``, and what belongs to it."""
 
@@ -75,7 +68,6 @@ class Result(Message):
     metadata: dict[str, bytes] = octets_mapping(10)
 
 
-@dataclass(slots=True)
 class ReturnRequest(Message):
     """How the client's part of the build ended."""
 
@@ -83,19 +75,16 @@ class ReturnRequest(Message):
     error: RpcStatus | None = embedded(2, RpcStatus)
 
 
-@dataclass(slots=True)
 class Empty(Message):
     """The answer, or question, that says nothing."""
 
 
-@dataclass(slots=True)
 class InputsResponse(Message):
     """What the build was given to build on."""
 
     definitions: dict[str, Definition] = embedded_mapping(1, Definition)
 
 
-@dataclass(slots=True)
 class ResolveImageConfigRequest(Message):
     """Which image."""
 
@@ -105,7 +94,6 @@ class ResolveImageConfigRequest(Message):
     log_name: str = string(4)
 
 
-@dataclass(slots=True)
 class ResolveImageConfigResponse(Message):
     """An image's configuration."""
 
@@ -114,7 +102,6 @@ class ResolveImageConfigResponse(Message):
     ref: str = string(3)
 
 
-@dataclass(slots=True)
 class ResolveSourceMetaRequest(Message):
     """Which source; only images are resolved."""
 
@@ -124,7 +111,6 @@ class ResolveSourceMetaRequest(Message):
     resolve_mode: str = string(4)
 
 
-@dataclass(slots=True)
 class ResolveSourceImageResponse(Message):
     """An image's configuration."""
 
@@ -132,7 +118,6 @@ class ResolveSourceImageResponse(Message):
     config: bytes = octets(2)
 
 
-@dataclass(slots=True)
 class ResolveSourceMetaResponse(Message):
     """The source, and what is known of it."""
 
@@ -140,7 +125,6 @@ class ResolveSourceMetaResponse(Message):
     image: ResolveSourceImageResponse | None = embedded(2, ResolveSourceImageResponse)
 
 
-@dataclass(slots=True)
 class SolveRequest(Message):
     """Build with a frontend, or from a definition."""
 
@@ -153,14 +137,12 @@ class SolveRequest(Message):
     source_policies: list[SourcePolicy] = embedded_list(15, SourcePolicy)
 
 
-@dataclass(slots=True)
 class SolveResponse(Message):
     """What was built."""
 
     result: Result | None = embedded(3, Result)
 
 
-@dataclass(slots=True)
 class FileRange(Message):
     """Part of a file, bytes. A length of 0 is all that follows."""
 
@@ -168,7 +150,6 @@ class FileRange(Message):
     length: int = integer(2)
 
 
-@dataclass(slots=True)
 class ReadFileRequest(Message):
     """A file in a result."""
 
@@ -177,14 +158,12 @@ class ReadFileRequest(Message):
     range: FileRange | None = embedded(3, FileRange)
 
 
-@dataclass(slots=True)
 class ReadFileResponse(Message):
     """Its content."""
 
     data: bytes = octets(1)
 
 
-@dataclass(slots=True)
 class ReadDirRequest(Message):
     """A folder in a result; entries whose names match ``include``, all if that is empty."""
 
@@ -193,14 +172,12 @@ class ReadDirRequest(Message):
     include: str = string(3)
 
 
-@dataclass(slots=True)
 class ReadDirResponse(Message):
     """Its entries, by name."""
 
     entries: list[Stat] = embedded_list(1, Stat)
 
 
-@dataclass(slots=True)
 class StatFileRequest(Message):
     """A path in a result."""
 
@@ -208,21 +185,18 @@ class StatFileRequest(Message):
     path: str = string(2)
 
 
-@dataclass(slots=True)
 class StatFileResponse(Message):
     """What is there."""
 
     stat: Stat | None = embedded(1, Stat)
 
 
-@dataclass(slots=True)
 class EvaluateRequest(Message):
     """A result that has to be there."""
 
     ref: str = string(1)
 
 
-@dataclass(slots=True)
 class PongResponse(Message):
     """What the bridge and the engine can do."""
 
@@ -231,7 +205,6 @@ class PongResponse(Message):
     workers: list[WorkerRecord] = embedded_list(3, WorkerRecord)
 
 
-@dataclass(slots=True)
 class WarnRequest(Message):
     """A warning that the client's part of the build has."""
 

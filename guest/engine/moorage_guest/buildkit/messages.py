@@ -3,8 +3,6 @@
 Those of sessions are in `session_messages`, those of the gateway in `gateway_messages`.
 """
 
-from dataclasses import dataclass
-
 from moorage_guest.buildkit.protobuf import (
     Message,
     boolean,
@@ -24,7 +22,6 @@ from moorage_guest.buildkit.protobuf import (
 # -- google -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class Timestamp(Message):
     """google.protobuf.Timestamp."""
 
@@ -42,7 +39,6 @@ class Timestamp(Message):
         return self.seconds * 1_000_000_000 + self.nanos
 
 
-@dataclass(slots=True)
 class AnyMessage(Message):
     """google.protobuf.Any: some message, and after the last slash of the URL its full name."""
 
@@ -50,7 +46,6 @@ class AnyMessage(Message):
     value: bytes = octets(2)
 
 
-@dataclass(slots=True)
 class RpcStatus(Message):
     """google.rpc.Status: what ``grpc-status-details-bin`` holds."""
 
@@ -62,7 +57,6 @@ class RpcStatus(Message):
 # -- pb -----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class Platform(Message):
     """pb.Platform."""
 
@@ -73,7 +67,6 @@ class Platform(Message):
     os_features: list[str] = strings(5)
 
 
-@dataclass(slots=True)
 class Position(Message):
     """pb.Position. Lines count from one."""
 
@@ -81,7 +74,6 @@ class Position(Message):
     character: int = integer(2)
 
 
-@dataclass(slots=True)
 class Range(Message):
     """pb.Range; its end belongs to it."""
 
@@ -89,7 +81,6 @@ class Range(Message):
     end: Position | None = embedded(2, Position)
 
 
-@dataclass(slots=True)
 class Location(Message):
     """pb.Location."""
 
@@ -97,21 +88,18 @@ class Location(Message):
     ranges: list[Range] = embedded_list(2, Range)
 
 
-@dataclass(slots=True)
 class Locations(Message):
     """pb.Locations."""
 
     locations: list[Location] = embedded_list(1, Location)
 
 
-@dataclass(slots=True)
 class ExportCache(Message):
     """pb.ExportCache."""
 
     value: bool = boolean(1)
 
 
-@dataclass(slots=True)
 class ProgressGroup(Message):
     """pb.ProgressGroup."""
 
@@ -120,7 +108,6 @@ class ProgressGroup(Message):
     weak: bool = boolean(3)
 
 
-@dataclass(slots=True)
 class OpMetadata(Message):
     """pb.OpMetadata."""
 
@@ -131,14 +118,12 @@ class OpMetadata(Message):
     progress_group: ProgressGroup | None = embedded(6, ProgressGroup)
 
 
-@dataclass(slots=True)
 class SourceDefinition(Message):
     """pb.Definition as a source names it: without sources of its own."""
 
     definition: list[bytes] = octets_list(1)
 
 
-@dataclass(slots=True)
 class SourceInfo(Message):
     """pb.SourceInfo: a file that vertices come from."""
 
@@ -148,7 +133,6 @@ class SourceInfo(Message):
     language: str = string(4)
 
 
-@dataclass(slots=True)
 class Source(Message):
     """pb.Source."""
 
@@ -156,7 +140,6 @@ class Source(Message):
     infos: list[SourceInfo] = embedded_list(2, SourceInfo)
 
 
-@dataclass(slots=True)
 class Definition(Message):
     """pb.Definition: a marshalled graph of operations (LLB)."""
 
@@ -165,7 +148,6 @@ class Definition(Message):
     source: Source | None = embedded(3, Source)
 
 
-@dataclass(slots=True)
 class SourceOp(Message):
     """pb.SourceOp."""
 
@@ -176,7 +158,6 @@ class SourceOp(Message):
 # -- types --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class BuildkitVersion(Message):
     """moby.buildkit.v1.types.BuildkitVersion."""
 
@@ -185,7 +166,6 @@ class BuildkitVersion(Message):
     revision: str = string(3)
 
 
-@dataclass(slots=True)
 class GCPolicy(Message):
     """moby.buildkit.v1.types.GCPolicy. Space in bytes, duration in nanoseconds."""
 
@@ -197,7 +177,6 @@ class GCPolicy(Message):
     min_free_space: int = integer(6)
 
 
-@dataclass(slots=True)
 class WorkerRecord(Message):
     """moby.buildkit.v1.types.WorkerRecord."""
 
@@ -208,7 +187,6 @@ class WorkerRecord(Message):
     buildkit_version: BuildkitVersion | None = embedded(5, BuildkitVersion)
 
 
-@dataclass(slots=True)
 class APICap(Message):
     """moby.buildkit.v1.apicaps.APICap."""
 
@@ -223,7 +201,6 @@ class APICap(Message):
 # -- Control ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class PruneRequest(Message):
     """Of Prune. Space in bytes, duration in nanoseconds."""
 
@@ -235,7 +212,6 @@ class PruneRequest(Message):
     min_free_space: int = integer(6)
 
 
-@dataclass(slots=True)
 class DiskUsageRequest(Message):
     """Of DiskUsage."""
 
@@ -243,7 +219,6 @@ class DiskUsageRequest(Message):
     age_limit: int = integer(2)
 
 
-@dataclass(slots=True)
 class UsageRecord(Message):
     """One thing in the build cache."""
 
@@ -261,14 +236,12 @@ class UsageRecord(Message):
     parents: list[str] = strings(12)
 
 
-@dataclass(slots=True)
 class DiskUsageResponse(Message):
     """Of DiskUsage."""
 
     record: list[UsageRecord] = embedded_list(1, UsageRecord)
 
 
-@dataclass(slots=True)
 class CacheOptionsEntry(Message):
     """A cache to import from or to export to."""
 
@@ -276,7 +249,6 @@ class CacheOptionsEntry(Message):
     attrs: dict[str, str] = mapping(2)
 
 
-@dataclass(slots=True)
 class CacheOptions(Message):
     """Caches of a solve; the first three are how old clients ask."""
 
@@ -287,7 +259,6 @@ class CacheOptions(Message):
     imports: list[CacheOptionsEntry] = embedded_list(5, CacheOptionsEntry)
 
 
-@dataclass(slots=True)
 class AttrConstraint(Message):
     """moby.buildkit.v1.sourcepolicy.AttrConstraint."""
 
@@ -296,7 +267,6 @@ class AttrConstraint(Message):
     condition: int = integer(3)
 
 
-@dataclass(slots=True)
 class PolicySelector(Message):
     """moby.buildkit.v1.sourcepolicy.Selector."""
 
@@ -305,7 +275,6 @@ class PolicySelector(Message):
     constraints: list[AttrConstraint] = embedded_list(3, AttrConstraint)
 
 
-@dataclass(slots=True)
 class PolicyUpdate(Message):
     """moby.buildkit.v1.sourcepolicy.Update."""
 
@@ -313,7 +282,6 @@ class PolicyUpdate(Message):
     attrs: dict[str, str] = mapping(2)
 
 
-@dataclass(slots=True)
 class PolicyRule(Message):
     """moby.buildkit.v1.sourcepolicy.Rule. Actions: 0 allow, 1 deny, 2 convert."""
 
@@ -322,7 +290,6 @@ class PolicyRule(Message):
     updates: PolicyUpdate | None = embedded(3, PolicyUpdate)
 
 
-@dataclass(slots=True)
 class SourcePolicy(Message):
     """moby.buildkit.v1.sourcepolicy.Policy."""
 
@@ -330,7 +297,6 @@ class SourcePolicy(Message):
     rules: list[PolicyRule] = embedded_list(2, PolicyRule)
 
 
-@dataclass(slots=True)
 class Exporter(Message):
     """Where a result goes."""
 
@@ -338,7 +304,6 @@ class Exporter(Message):
     attrs: dict[str, str] = mapping(2)
 
 
-@dataclass(slots=True)
 class SolveRequest(Message):
     """Of Solve."""
 
@@ -358,21 +323,18 @@ class SolveRequest(Message):
     enable_session_exporter: bool = boolean(14)
 
 
-@dataclass(slots=True)
 class SolveResponse(Message):
     """Of Solve."""
 
     exporter_response: dict[str, str] = mapping(1)
 
 
-@dataclass(slots=True)
 class StatusRequest(Message):
     """Of Status."""
 
     ref: str = string(1)
 
 
-@dataclass(slots=True)
 class Vertex(Message):
     """One step of a build."""
 
@@ -386,7 +348,6 @@ class Vertex(Message):
     progress_group: ProgressGroup | None = embedded(8, ProgressGroup)
 
 
-@dataclass(slots=True)
 class VertexStatus(Message):
     """Progress within a step."""
 
@@ -400,7 +361,6 @@ class VertexStatus(Message):
     completed: Timestamp | None = embedded(8, Timestamp)
 
 
-@dataclass(slots=True)
 class VertexLog(Message):
     """Output of a step: stream 1 or 2."""
 
@@ -410,7 +370,6 @@ class VertexLog(Message):
     msg: bytes = octets(4)
 
 
-@dataclass(slots=True)
 class VertexWarning(Message):
     """A warning, shown at the end of a build."""
 
@@ -423,7 +382,6 @@ class VertexWarning(Message):
     ranges: list[Range] = embedded_list(7, Range)
 
 
-@dataclass(slots=True)
 class StatusResponse(Message):
     """Of Status: what is new."""
 
@@ -433,33 +391,28 @@ class StatusResponse(Message):
     warnings: list[VertexWarning] = embedded_list(4, VertexWarning)
 
 
-@dataclass(slots=True)
 class ListWorkersRequest(Message):
     """Of ListWorkers."""
 
     filter: list[str] = strings(1)
 
 
-@dataclass(slots=True)
 class ListWorkersResponse(Message):
     """Of ListWorkers."""
 
     record: list[WorkerRecord] = embedded_list(1, WorkerRecord)
 
 
-@dataclass(slots=True)
 class InfoRequest(Message):
     """Of Info."""
 
 
-@dataclass(slots=True)
 class InfoResponse(Message):
     """Of Info."""
 
     buildkit_version: BuildkitVersion | None = embedded(1, BuildkitVersion)
 
 
-@dataclass(slots=True)
 class BuildHistoryRequest(Message):
     """Of ListenBuildHistory."""
 
@@ -470,7 +423,6 @@ class BuildHistoryRequest(Message):
     limit: int = integer(5)
 
 
-@dataclass(slots=True)
 class Descriptor(Message):
     """Content by digest."""
 
@@ -480,7 +432,6 @@ class Descriptor(Message):
     annotations: dict[str, str] = mapping(5)
 
 
-@dataclass(slots=True)
 class BuildResultInfo(Message):
     """What one platform's build came to."""
 
@@ -489,7 +440,6 @@ class BuildResultInfo(Message):
     results: dict[int, Descriptor] = numbered_mapping(3, Descriptor)
 
 
-@dataclass(slots=True)
 class BuildHistoryRecord(Message):
     """One build that was."""
 
@@ -514,7 +464,6 @@ class BuildHistoryRecord(Message):
     num_warnings: int = integer(19)
 
 
-@dataclass(slots=True)
 class BuildHistoryEvent(Message):
     """Of ListenBuildHistory. Types: 0 started, 1 complete, 2 deleted."""
 
@@ -522,7 +471,6 @@ class BuildHistoryEvent(Message):
     record: BuildHistoryRecord | None = embedded(2, BuildHistoryRecord)
 
 
-@dataclass(slots=True)
 class UpdateBuildHistoryRequest(Message):
     """Of UpdateBuildHistory."""
 
@@ -532,6 +480,5 @@ class UpdateBuildHistoryRequest(Message):
     finalize: bool = boolean(4)
 
 
-@dataclass(slots=True)
 class UpdateBuildHistoryResponse(Message):
     """Of UpdateBuildHistory."""

@@ -1,19 +1,17 @@
-"""The wire format of protocol buffers (proto3) for messages that are declared as dataclasses.
+"""The wire format of protocol buffers (proto3) for messages that are declared as dataclasses are.
 
-    @dataclass(slots=True)
     class Exporter(Message):
         type: str = string(1)
         attrs: dict[str, str] = mapping(2)
 
 What a message does not declare is skipped when it is read. Bytes that are no UTF-8 survive in strings as surrogates, since
-paths of files are sent as strings. Groups, and messages nested deeper than `MAX_DEPTH`, are refused.
+paths of files are sent as strings. (They are no dataclasses: that would compile five functions for each of a hundred
+messages, most of what it takes to import them.) Groups, and messages nested deeper than `MAX_DEPTH`, are refused.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 #: Messages within messages.
 MAX_DEPTH = 32
@@ -35,21 +33,55 @@ class _Kind:
     wire: int
     encode: Callable[[Any], bytes]
     decode: Callable[[Any, int], Any]
+    default: Any = None
+    """The value that stands for none, or the type that makes it."""
     repeated: bool = False
     entries: bool = False
     """Whether it is a map: a repeated message of key and value."""
     packed: bool = False
 
 
+@dataclass_transform()
 class Message:
-    """Base of all messages. Their fields are made by the functions below."""
+    """Base of all messages. Their fields are made by the functions below, are all optional, and may be named or in order."""
 
-    __slots__ = ()
+    _fields: ClassVar[tuple[tuple[str, _Kind], ...]] = ()
+    _by_number: ClassVar[Mapping[int, tuple[str, _Kind]]] = {}
+    _plain: ClassVar[Mapping[str, Any]] = {}
+    _made: ClassVar[tuple[tuple[str, Callable[[], Any]], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        found = [(name, kind) for name, kind in vars(cls).items() if isinstance(kind, _Kind)]
+        cls._fields = tuple(found)
+        cls._by_number = {kind.number: (name, kind) for name, kind in found}
+        cls._plain = {name: kind.default for name, kind in found if not isinstance(kind.default, type)}
+        cls._made = tuple((name, kind.default) for name, kind in found if isinstance(kind.default, type))
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        own = self.__dict__
+        own.update(self._plain)
+        for name, make in self._made:
+            own[name] = make()
+        if values:
+            named.update(zip((name for name, _ in self._fields), values, strict=False))
+        if len(values) > len(self._fields) or not named.keys() <= own.keys():
+            raise TypeError(f"{type(self).__name__} has the fields {', '.join(own)}")
+        own.update(named)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # it can change
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items() if value)})"
+        )
 
     def encode(self) -> bytes:
         """Return the message's bytes; fields that have their default are left out."""
         out = bytearray()
-        for name, kind in _layout(cast(Any, type(self))):
+        for name, kind in self._fields:
             value = getattr(self, name)
             if not value:  # an empty message inside counts: it is true
                 continue
@@ -73,7 +105,7 @@ class Message:
         if depth > MAX_DEPTH:
             raise WireError(f"messages are nested deeper than {MAX_DEPTH}")
         message = cls()
-        by_number = _by_number(cast(Any, cls))
+        by_number = cls._by_number
         position, end = 0, len(data)
         while position < end:
             key, position = _read_varint(data, position, end)
@@ -159,17 +191,6 @@ def _signed(value: int, _depth: int) -> int:
 # -- what fields are made of --------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _layout(cls: Any) -> tuple[tuple[str, _Kind], ...]:
-    found = [(each.name, each.metadata["kind"]) for each in dataclasses.fields(cls)]
-    return tuple(sorted(found, key=lambda entry: entry[1].number))
-
-
-@functools.cache
-def _by_number(cls: Any) -> dict[int, tuple[str, _Kind]]:
-    return {kind.number: (name, kind) for name, kind in _layout(cls)}
-
-
 def _text(value: bytes, _depth: int) -> str:
     return value.decode("utf-8", "surrogateescape")
 
@@ -194,63 +215,62 @@ def _reader(cls: type[M]) -> Callable[[bytes, int], M]:
     return lambda value, depth: cls.decode(value, depth + 1)
 
 
-def _field(kind: _Kind, default: Any) -> Any:
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata={"kind": kind})
-    return dataclasses.field(default=default, metadata={"kind": kind})
+def _declared(kind: _Kind) -> Any:
+    """Return what stands for a field in the body of a class, as what the field will be to those who use it."""
+    return kind
 
 
 def string(number: int) -> str:
     """Declare a string."""
-    result: str = _field(_Kind(number, _BYTES, _text_bytes, _text), "")
+    result: str = _declared(_Kind(number, _BYTES, _text_bytes, _text, ""))
     return result
 
 
 def strings(number: int) -> list[str]:
     """Declare a repeated string."""
-    result: list[str] = _field(_Kind(number, _BYTES, _text_bytes, _text, repeated=True), list)
+    result: list[str] = _declared(_Kind(number, _BYTES, _text_bytes, _text, repeated=True, default=list))
     return result
 
 
 def octets(number: int) -> bytes:
     """Declare bytes."""
-    result: bytes = _field(_Kind(number, _BYTES, _same, _same_bytes), b"")
+    result: bytes = _declared(_Kind(number, _BYTES, _same, _same_bytes, b""))
     return result
 
 
 def octets_list(number: int) -> list[bytes]:
     """Declare repeated bytes."""
-    result: list[bytes] = _field(_Kind(number, _BYTES, _same, _same_bytes, repeated=True), list)
+    result: list[bytes] = _declared(_Kind(number, _BYTES, _same, _same_bytes, repeated=True, default=list))
     return result
 
 
 def integer(number: int) -> int:
     """Declare an integer or enumeration of any size, zigzag and fixed ones excepted."""
-    result: int = _field(_Kind(number, _VARINT, _varint, _signed), 0)
+    result: int = _declared(_Kind(number, _VARINT, _varint, _signed, 0))
     return result
 
 
 def integers(number: int) -> list[int]:
     """Declare repeated integers; they are read packed or not, and written one by one, which every reader takes."""
-    result: list[int] = _field(_Kind(number, _VARINT, _varint, _signed, repeated=True, packed=True), list)
+    result: list[int] = _declared(_Kind(number, _VARINT, _varint, _signed, repeated=True, packed=True, default=list))
     return result
 
 
 def boolean(number: int) -> bool:
     """Declare a bool."""
-    result: bool = _field(_Kind(number, _VARINT, _varint, _flag), False)
+    result: bool = _declared(_Kind(number, _VARINT, _varint, _flag, False))
     return result
 
 
 def embedded(number: int, cls: type[M]) -> M | None:
     """Declare a message inside the message; None while it is not there, so one of a ``oneof`` is told from the others."""
-    result: M | None = _field(_Kind(number, _BYTES, cls.encode, _reader(cls)), None)
+    result: M | None = _declared(_Kind(number, _BYTES, cls.encode, _reader(cls), default=None))
     return result
 
 
 def embedded_list(number: int, cls: type[M]) -> list[M]:
     """Declare repeated messages."""
-    result: list[M] = _field(_Kind(number, _BYTES, cls.encode, _reader(cls), repeated=True), list)
+    result: list[M] = _declared(_Kind(number, _BYTES, cls.encode, _reader(cls), repeated=True, default=list))
     return result
 
 
@@ -285,7 +305,7 @@ def _map(number: int, key: _Kind, value: _Kind, key_default: Any, value_default:
                     found[place] = kind.decode(item, depth)
         return found[0], found[1]
 
-    return _field(_Kind(number, _BYTES, encode, decode, entries=True), dict)
+    return _Kind(number, _BYTES, encode, decode, dict, entries=True)
 
 
 _STRING_KEY = _Kind(1, _BYTES, _text_bytes, _text)

@@ -1,7 +1,5 @@
 """Messages of the services that a client offers on its session: files, credentials, secrets, SSH agents, uploads. And of health."""
 
-from dataclasses import dataclass
-
 from moorage_guest.buildkit.protobuf import (
     Message,
     embedded,
@@ -17,14 +15,12 @@ from moorage_guest.buildkit.protobuf import (
 STAT, REQUEST, DATA, FIN, ERROR = range(5)
 
 
-@dataclass(slots=True)
 class BytesMessage(Message):
     """A piece of some stream, in several services."""
 
     data: bytes = octets(1)
 
 
-@dataclass(slots=True)
 class Stat(Message):
     """fsutil.types.Stat. ``mode`` is Go's os.FileMode, see `gomode`; ``mod_time`` is in nanoseconds."""
 
@@ -40,7 +36,6 @@ class Stat(Message):
     xattrs: dict[str, bytes] = octets_mapping(10)
 
 
-@dataclass(slots=True)
 class Packet(Message):
     """fsutil.types.Packet, of FileSync and FileSend."""
 
@@ -50,14 +45,12 @@ class Packet(Message):
     data: bytes = octets(4)
 
 
-@dataclass(slots=True)
 class CredentialsRequest(Message):
     """Of Auth.Credentials."""
 
     host: str = string(1)
 
 
-@dataclass(slots=True)
 class CredentialsResponse(Message):
     """Of Auth.Credentials. Without a user name the secret is an identity token."""
 
@@ -65,7 +58,6 @@ class CredentialsResponse(Message):
     secret: str = string(2)
 
 
-@dataclass(slots=True)
 class FetchTokenRequest(Message):
     """Of Auth.FetchToken."""
 
@@ -76,7 +68,6 @@ class FetchTokenRequest(Message):
     scopes: list[str] = strings(5)
 
 
-@dataclass(slots=True)
 class FetchTokenResponse(Message):
     """Of Auth.FetchToken. Times in seconds."""
 
@@ -85,7 +76,6 @@ class FetchTokenResponse(Message):
     issued_at: int = integer(3)
 
 
-@dataclass(slots=True)
 class GetSecretRequest(Message):
     """Of Secrets.GetSecret."""
 
@@ -93,33 +83,28 @@ class GetSecretRequest(Message):
     annotations: dict[str, str] = mapping(2)
 
 
-@dataclass(slots=True)
 class GetSecretResponse(Message):
     """Of Secrets.GetSecret."""
 
     data: bytes = octets(1)
 
 
-@dataclass(slots=True)
 class CheckAgentRequest(Message):
     """Of SSH.CheckAgent."""
 
     id: str = string(1)
 
 
-@dataclass(slots=True)
 class CheckAgentResponse(Message):
     """Of SSH.CheckAgent."""
 
 
-@dataclass(slots=True)
 class HealthCheckRequest(Message):
     """grpc.health.v1.HealthCheckRequest."""
 
     service: str = string(1)
 
 
-@dataclass(slots=True)
 class HealthCheckResponse(Message):
     """grpc.health.v1.HealthCheckResponse; 1 is serving."""
 
