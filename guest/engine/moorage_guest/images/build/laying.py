@@ -62,7 +62,7 @@ class Layering:
     def __post_init__(self) -> None:
         self._machine = Machine(
             self.layers, self.runner, self.cache, self.request, self.session, self.images.content.tmp, self.owner,
-            self.files, self.identity,
+            self.files, self.identity, self.slots,
         )  # fmt: skip
 
     # -- where files come from ----------------------------------------------------------------------------------------
@@ -180,8 +180,7 @@ class Layering:
             if known is not None:
                 return known
             if isinstance(step, Run):
-                async with self.slots:
-                    layer = await self._machine.run(step, chain, task)
+                layer = await self._machine.run(step, chain, task)
             else:
                 assert isinstance(step, MakeFolder)
                 made = await self.layers.change(

@@ -26,7 +26,7 @@ from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.runner import RunStep, StepRunner
 from moorage_guest.images.build.seams import BuildError, Session
 from moorage_guest.images.build.sources import FolderTree, SourceTree
-from moorage_guest.images.build.stubs import missing, tidy
+from moorage_guest.images.build.stubs import Stubs, missing, tidy
 from moorage_guest.images.buildcache import BuildCache, fill_folder
 from moorage_guest.images.image import LayerBlob
 from moorage_guest.images.layers import Layers
@@ -77,6 +77,8 @@ class Machine:
     """Gives what an origin means for the time of a block."""
     identity: Callable[[Origin, str], Awaitable[str]]
     """Says what an origin's files at a path are made of."""
+    slots: asyncio.Semaphore
+    """How many commands run at once."""
 
     async def run(self, step: Run, chain: Sequence[str], task: Task) -> LayerBlob:
         """Run a command to its end and return its layer, held by the owner. Raises BuildError and the engine's errors."""
@@ -89,21 +91,27 @@ class Machine:
             if step.network != "host":
                 config["Hostname"] = self.request.hostname or HOSTNAME
             wanted = RunStep("", step.command, config, host, chain=tuple(chain), secret_env=tuple(given.secrets))
-            container_id = await self.runner.create(wanted)
-            try:
-                code = await self._ended(container_id, task)
-                if code != 0:
-                    raise BuildError(
-                        f"process {_quoted(' '.join(step.command))} did not complete successfully: exit code: {code}",
-                        source=step.statement.source, code=code,
-                    )  # fmt: skip
-                layer = await self.layers.take(
-                    container_id, self.owner, keep=False, empty=True, tidy=lambda diff: tidy(diff, stubs)
-                )
-            finally:
-                await finished(self.runner.remove(container_id))
+            async with self.slots:
+                layer = await self._made(wanted, step, task, stubs)
             assert layer is not None
             return layer
+
+    async def _made(self, wanted: RunStep, step: Run, task: Task, stubs: Stubs) -> LayerBlob | None:
+        """Run a command and return its layer; its container is gone then, however it ended."""
+        container_id = await self.runner.create(wanted)
+        try:
+            code = await self._ended(container_id, task)
+            if code != 0:
+                raise BuildError(
+                    f"process {_quoted(' '.join(step.command))} did not complete successfully: exit code: {code}",
+                    source=step.statement.source, code=code,
+                )  # fmt: skip
+            layer = await self.layers.take(
+                container_id, self.owner, keep=False, empty=True, tidy=lambda diff: tidy(diff, stubs)
+            )
+        finally:
+            await finished(self.runner.remove(container_id))
+        return layer
 
     async def _ended(self, container_id: str, task: Task) -> int:
         """Return a command's exit code; one that cannot be started says why where its output would be."""

@@ -33,6 +33,9 @@ from moorage_guest.images.registry import DEFAULT_HOST
 from moorage_guest.images.store import Images
 from moorage_guest.images.streams import finished
 
+#: How many commands of a build run at once at least; twice as many as there are processors where that is more.
+COMMANDS_AT_ONCE = 4
+
 
 @dataclass(frozen=True)
 class Site:
@@ -199,7 +202,7 @@ class _Solve:
         site = self.site
         layering = Layering(
             site.images, site.layers, site.cache, self.request, self.board, self.contexts, self.owner, site.runner,
-            self.session, asyncio.Semaphore(max(2, os.cpu_count() or 2)), _shared(planned),
+            self.session, asyncio.Semaphore(max(COMMANDS_AT_ONCE, 2 * (os.cpu_count() or 1))), _shared(planned),
         )  # fmt: skip
         async with _Together() as group:
             for stage in planned:

@@ -1,0 +1,158 @@
+"""What commands of a Dockerfile find when buildx builds it here: mounts of every kind, other stages, options of the build."""
+
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.compat.test_buildkit import build, environment, run, write
+from tests.support import buildx
+from tests.support.moored import Moored, wait_for
+
+pytestmark = pytest.mark.root
+
+#: Says that it is there and waits for the other, for as long as a slow machine may take.
+MEET = "touch /meet/{mine} && for _ in $(seq 600); do [ -e /meet/{other} ] && exit 0; sleep 0.1; done; exit 9"
+
+
+def folder(tmp_path: Path, name: str, dockerfile: str, **files: str) -> Path:
+    return write(tmp_path / name, {"Dockerfile": dockerfile, **files})
+
+
+def test_stages_are_built_side_by_side(moored: Moored, tmp_path: Path) -> None:
+    stages = [
+        f"FROM busybox AS {mine}\nRUN --mount=type=cache,id=sides,target=/meet {MEET.format(mine=mine, other=other)}\n"
+        for mine, other in (("one", "two"), ("two", "one"))
+    ]
+    last = "FROM scratch\nCOPY --from=one /bin/true /\nCOPY --from=two /bin/false /\n"
+    build(moored, folder(tmp_path, "sides", "".join([*stages, last])))
+
+
+def test_a_cache_is_kept_for_later_builds_until_it_is_pruned(moored: Moored, tmp_path: Path) -> None:
+    write_it = "FROM busybox\nRUN --mount=type=cache,target=/kept,uid=7,mode=0711 stat -c %a:%u /kept; echo mine > /kept/file\n"
+    read_it = "FROM busybox\nRUN --mount=type=cache,id=/kept,target=/elsewhere cat /elsewhere/file || echo nothing\n"
+    assert " 711:7\n" in build(moored, folder(tmp_path, "one", write_it))
+    assert " mine\n" in build(moored, folder(tmp_path, "two", read_it))
+    kept = [each for each in moored.api.get("/system/df").json["BuildCache"] if each["Type"] == "exec.cachemount"]
+    assert any(each["Size"] == 5 and "/kept" in each["Description"] for each in kept), kept
+    moored.docker("builder", "prune", "--all", "--force")
+    assert " nothing\n" in build(moored, folder(tmp_path, "three", read_it))
+
+
+def test_a_cache_is_lent_to_one_at_a_time_or_to_each_its_own(moored: Moored, tmp_path: Path) -> None:
+    alone = "mkdir /c/lock && sleep 1 && rmdir /c/lock"
+    locked = "FROM busybox AS l{mine}\nRUN --mount=type=cache,id=l,target=/c,sharing=locked {alone} # {mine}\n"
+    own = (
+        "FROM busybox AS {mine}\nRUN --mount=type=cache,id=p,target=/c,sharing=private --mount=type=cache,id=lent,target=/meet "
+        "touch /c/{mine} && ( {meet} ) && test $(ls /c | wc -l) = 1\n"
+    )
+    stages = ""
+    for mine, other in (("a", "b"), ("b", "a")):
+        stages += locked.format(mine=mine, alone=alone)
+        stages += own.format(mine=mine, meet=MEET.format(mine=mine, other=other))
+    copies = "".join(f"COPY --from={name} /etc/passwd /{name}\n" for name in ("a", "b", "la", "lb"))
+    build(moored, folder(tmp_path, "lent", f"{stages}FROM scratch\n{copies}"))
+
+
+def test_what_is_mounted_leaves_nothing_behind(moored: Moored, tmp_path: Path) -> None:
+    text = (
+        "FROM busybox AS other\nRUN mkdir /o && echo theirs > /o/f && ln -s /o /link\n"
+        "FROM busybox\n"
+        "RUN --mount=type=bind,target=/ctx,rw cat /ctx/a && echo changed > /ctx/a\n"
+        "RUN --mount=type=bind,source=a,target=/deep/in/a cat /deep/in/a && ! touch /deep/in/a\n"
+        "RUN --mount=type=bind,from=other,source=/link,target=/o cat /o/f && ! touch /o/new\n"
+        "RUN --mount=type=bind,from=other,target=/o,rw touch /o/new\n"
+        "RUN --mount=type=tmpfs,target=/t,size=1m ! dd if=/dev/zero of=/t/x bs=1M count=2\n"
+        "RUN --mount=type=cache,target=/root/.cache,from=other,source=/o cat /root/.cache/f && touch /root/here\n"
+        "RUN <<END\n#!/bin/sh\necho ran as $0\nEND\n"
+        "RUN --network=none ! ip link show eth0\n"
+        "RUN ! ls /ctx /deep /o /t /dev/pipes /root/.cache 2>/dev/null && ls /root/here\n"
+    )
+    said = build(moored, folder(tmp_path, "left", text, a="content\n"), "-t", "left")
+    assert said.count(" content\n") == 2
+    assert said.count(" theirs\n") == 2
+    assert " ran as /dev/pipes/END\n" in said
+    assert not re.search(r"private-|bound-|read-", moored.sandbox.run("cat", "/proc/mounts").stdout)
+
+
+def test_a_secret_may_be_a_variable_of_the_command(moored: Moored, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("whisper")
+    text = (
+        "FROM busybox\nENV TOKEN=public\n"
+        "RUN --mount=type=secret,id=s,env=TOKEN,required=true test ${#TOKEN} = 7 && test $TOKEN != public0 && ! ls /run/secrets\n"
+        "RUN --mount=type=secret,id=s,target=/etc/own,mode=0440,uid=3,gid=4 stat -c %a:%u:%g /etc/own\nRUN echo $TOKEN\n"
+    )
+    said = build(
+        moored, folder(tmp_path, "secret-variable", text), "--secret", f"id=s,src={tmp_path / 'secret'}", "-t", "told"
+    )
+    assert " 440:3:4\n" in said
+    assert " public\n" in said
+    done = subprocess.run(
+        ["grep", "-rlaF", "whisper", str(moored.data_root)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "", "nothing on disk tells"
+
+
+def test_options_of_the_build_reach_its_commands(moored: Moored, tmp_path: Path) -> None:
+    text = "FROM busybox\nARG HTTP_PROXY\nRUN cat /etc/hosts; ulimit -n; df -k /dev/shm | tail -1; hostname; ! ip link show eth0\n"
+    options = ["--add-host", "peer:10.9.8.7", "--ulimit", "nofile=123:456", "--shm-size", "5m", "--network", "none"]
+    said = build(moored, folder(tmp_path, "options", text), *options)
+    assert re.search(r"10\.9\.8\.7\s+peer", said)
+    assert " 123\n" in said
+    assert re.search(r"shm\s+5120\s", said)
+    assert " buildkitsandbox\n" in said
+
+
+def test_a_daemon_that_is_killed_takes_secrets_and_mounts_of_its_builds_along(
+    fresh_moored: Moored, tmp_path: Path
+) -> None:
+    moored = fresh_moored
+    (tmp_path / "secret").write_text("whisper")
+    text = (
+        "FROM busybox\nRUN --mount=type=secret,id=s --mount=type=bind,target=/c,rw --mount=type=cache,target=/k "
+        "echo begun && sleep 1000\n"
+    )
+    context = folder(tmp_path, "killed", text)
+    buildx.install(moored.docker_config)
+    command = [
+        "docker",
+        "buildx",
+        "build",
+        "--progress=plain",
+        "--secret",
+        f"id=s,src={tmp_path / 'secret'}",
+        str(context),
+    ]
+    with ThreadPoolExecutor(1) as pool:
+        client = subprocess.Popen(
+            command,
+            env=environment(moored),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert client.stdout is not None
+        for line in client.stdout:
+            if line.endswith(" begun\n"):
+                break
+        assert "/private-" in moored.sandbox.run("cat", "/proc/mounts").stdout
+        assert moored.docker("ps", "-aq") == "", "the command's container is in no list"
+        moored.kill()
+        assert pool.submit(client.wait, 60).result() != 0
+        client.stdout.close()
+    moored.start()
+    wait_for("the container's layer to go", lambda: not list((moored.data_root / "mounts").iterdir()))
+    assert not re.search(r"private-|bound-", moored.sandbox.run("cat", "/proc/mounts").stdout)
+    assert list((moored.data_root / "tmp" / "images").iterdir()) == []
+    assert (
+        run(
+            moored,
+            "buildx",
+            "build",
+            str(folder(tmp_path, "after", "FROM busybox\nRUN --mount=type=cache,target=/k ls /k\n")),
+        ).returncode
+        == 0
+    )
