@@ -30,7 +30,7 @@ class Services:
         return BytesMessage(request.data + call.metadata.get("more", "").encode())
 
     async def fail(self, request: BytesMessage, call: Call) -> BytesMessage:
-        raise NotFound("nö: 100% missing")
+        raise NotFound("nö: 100% missing\n ")
 
     async def detailed(self, request: BytesMessage, call: Call) -> BytesMessage:
         raise GrpcError(Code.ABORTED, "broken", [grpc.detail("Source", {"line": 3})])
@@ -93,7 +93,7 @@ async def test_a_call_is_answered_and_sees_its_metadata() -> None:
 
 async def test_errors_arrive_with_code_text_and_details() -> None:
     async with channel(Services()) as peer:
-        with pytest.raises(GrpcError, match=r"^nö: 100% missing$") as found:
+        with pytest.raises(GrpcError, match=r"^nö: 100% missing\n $") as found:
             await peer.unary("/t/fail", BytesMessage(), BytesMessage)
         assert found.value.code == Code.NOT_FOUND
         with pytest.raises(GrpcError, match="broken") as found:

@@ -13,6 +13,7 @@ from moorage_guest.buildkit import gateway_messages as gateway
 from moorage_guest.buildkit.failures import unsupported_subrequest
 from moorage_guest.buildkit.jobs import Job, Jobs, Outcome
 from moorage_guest.buildkit.messages import CacheOptionsEntry, Definition, OpMetadata, SourceOp
+from moorage_guest.buildkit.protobuf import WireError
 from moorage_guest.buildkit.session import Sessions
 from moorage_guest.errors import InvalidParameter, NotFound
 from moorage_guest.images.build import subrequests
@@ -79,7 +80,10 @@ class Building:
     def given(self, definition: Definition) -> Outcome:
         """Return the result that a definition stands for. Raises InvalidParameter, NotFound."""
         for data in definition.definition:
-            source = gateway.Op.decode(data).source
+            try:
+                source = gateway.Op.decode(data).source
+            except WireError as error:
+                raise InvalidParameter(f"malformed definition: {error}") from None
             if source is None or not source.identifier.startswith(_OURS):
                 continue
             return self.jobs.outcome(source.identifier.removeprefix(_OURS))

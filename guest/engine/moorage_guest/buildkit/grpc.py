@@ -224,7 +224,9 @@ def _status_headers(error: GrpcError | None) -> list[tuple[bytes, bytes]]:
         return [(b"grpc-status", b"0")]
     text = str(error)
     head = [(b"grpc-status", str(int(error.code)).encode())]
-    head.append((b"grpc-message", quote(text[:_MAX_TEXT], safe=_PRINTABLE, errors="surrogateescape").encode()))
+    said = quote(text[:_MAX_TEXT], safe=_PRINTABLE, errors="surrogateescape")
+    said = re.sub(r"^ | $", "%20", said)  # a header's value neither begins nor ends with a space
+    head.append((b"grpc-message", said.encode()))
     if error.details:
         status = RpcStatus(int(error.code), text, list(error.details)).encode()
         if len(status) <= _MAX_DETAILS:

@@ -171,7 +171,7 @@ class Jobs:
                     await self._opened.wait()
         if ref in self._jobs:
             return self._jobs[ref]
-        raise NotFound(f"no such job {ref}")
+        raise NotFound(f"no such job: {ref!r}")
 
     def cancel(self, ref: str) -> None:
         """End a build; quiet when there is none of that id."""
