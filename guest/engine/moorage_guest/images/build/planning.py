@@ -126,11 +126,7 @@ class Planner:
             found.append((self.stages[index].base, base))
         for statement, name in self._froms(index):
             stage = self.from_stage(name, index)
-            if stage is not None and stage > index and statement.name == "COPY":
-                raise statement.error(
-                    f'cannot copy from stage "{name}", it needs to be defined before current stage "{self.shown(index)}"'
-                )
-            if stage is not None:
+            if stage is not None and (stage <= index or statement.name != "COPY"):  # `plan` refuses that one
                 found.append((statement, stage))
         return found
 

@@ -261,6 +261,11 @@ class StagePlan:
 
     def _origin(self, statement: Statement, name: str) -> Origin:
         stage = self._planner.from_stage(name, self._out.stage.index)
+        index = self._out.stage.index
+        if stage is not None and stage > index and statement.name == "COPY":
+            raise statement.error(
+                f'cannot copy from stage "{name}", it needs to be defined before current stage "{self._planner.shown(index)}"'
+            )
         if stage is not None:
             return Origin(stage=stage, name=name)
         if name.isdigit():
