@@ -156,3 +156,30 @@ def test_a_daemon_that_is_killed_takes_secrets_and_mounts_of_its_builds_along(
         ).returncode
         == 0
     )
+
+
+def test_an_image_is_a_cache_for_another_engine(moored: Moored, tmp_path: Path) -> None:
+    text = "FROM busybox AS made\nRUN echo $RANDOM > /made\nFROM made\nCOPY --link a /new/a\nRUN cat /made > /again\n"
+    context = folder(tmp_path, "cached", text, a="content")
+    build(moored, context, "-t", "cache:1", "--cache-to", "type=inline")
+    image = moored.docker("image", "inspect", "-f", "{{.Id}}", "cache:1")
+    moored.docker("save", "-o", str(tmp_path / "image.tar"), "cache:1")
+    moored.docker("rmi", "cache:1")
+    moored.docker("builder", "prune", "--all", "--force")
+    moored.docker("load", "-i", str(tmp_path / "image.tar"))
+    said = build(
+        moored,
+        context,
+        "-t",
+        "built:1",
+        "--cache-from",
+        "cache:1",
+        "--cache-from",
+        "not.there.invalid/cache",
+        "--cache-to",
+        "type=inline",
+    )
+    assert said.count(" CACHED\n") >= 3, said
+    assert moored.docker("image", "inspect", "-f", "{{.Id}}", "built:1") == image
+    assert moored.api.get("/system/df").json["BuildCache"] == [], "an image's word on its layers is no other build's"
+    assert " CACHED\n" in build(moored, context, "--cache-from", "cache:1")

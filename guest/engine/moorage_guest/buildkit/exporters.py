@@ -85,14 +85,15 @@ class ImageStore:
 
     async def export(self, built: Built, client: Client, reporter: Reporter) -> dict[str, str]:
         """See `Destination`."""
-        raw = json.dumps(built.document, separators=(",", ":"), ensure_ascii=False).encode()
+        document = built.exported(with_steps=self.inline_cache)
+        raw = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
         image_id = "sha256:" + hashlib.sha256(raw).hexdigest()
         with step(reporter, "exporting to image") as here:
             with here.part("exporting layers"):
                 pass  # they are stored as they are made
             if self.inline_cache:
                 with here.part("preparing layers for inline cache"):
-                    pass  # the history of an image is what builds find it by
+                    pass  # the document says what its layers were made of
             with here.part(f"writing image {image_id}"):
                 image = await finished(asyncio.to_thread(self.images.create, raw, built.layers, owner=built.owner))
             for tag in self.tags:

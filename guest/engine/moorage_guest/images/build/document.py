@@ -6,6 +6,7 @@ from typing import Any
 
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images.build.planned import Laid, Planned
+from moorage_guest.images.build.seams import INLINE_CACHE
 from moorage_guest.images.platforms import Platform
 
 COMMENT = "buildkit.dockerfile.v0"
@@ -13,7 +14,7 @@ COMMENT = "buildkit.dockerfile.v0"
 #: What of the base's document says nothing of what was built on it.
 _DROPPED = (
     "container", "container_config", "docker_version", "id", "parent", "comment", "moby.buildkit.buildinfo.v1",
-    "moby.buildkit.cache.v0",
+    "moby.buildkit.cache.v0", INLINE_CACHE,
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import posixpath
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,8 @@ class Layering:
     """How many commands run at once."""
     shared: frozenset[str]
     """Images that several stages begin with."""
+    taken: Mapping[str, tuple[LayerBlob, str]]
+    """Layers of images that were named as caches, and when they were made, by key."""
     stages: dict[int, "asyncio.Task[Laid]"] = field(default_factory=dict)
     _shown: set[tuple[str, ...]] = field(default_factory=set)
     _making: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -104,7 +106,7 @@ class Layering:
         """Carry out a stage. Raises BuildError."""
         laid = await self._base(planned)
         times: list[str] = []
-        layers, chain = list(laid.layers), list(laid.chain)
+        layers, chain, made = list(laid.layers), list(laid.chain), list(laid.steps)
         for step in planned.steps:
             await self._ready(step)
             for _ in range(step.documents_made):
@@ -112,10 +114,11 @@ class Layering:
                     pass
             with self.board.task(_name(planned, step), source=step.statement.source) as task:
                 done = await self._step(planned, step, chain, task)
+            made.append((done.key, len(layers), done.created))
             layers.append(done.layer)
             chain.append(chain_ids([*chain[-1:], done.layer.diff_id])[-1])
             times.append(done.created)
-        return Laid(tuple(layers), tuple(chain), laid.below, (*laid.rows, *rows_of(planned, times)))
+        return Laid(tuple(layers), tuple(chain), laid.below, (*laid.rows, *rows_of(planned, times)), tuple(made))
 
     async def _ready(self, step: Step) -> None:
         """Wait for the files that a step takes: until they are there it has not begun."""
@@ -148,7 +151,7 @@ class Layering:
             found = await self.layers.in_thread(lambda: tree.find("/", command="FROM", archives=False))
             key = key_of(_VERSION, "files", await self.layers.in_thread(lambda: tree.digest(found[0])))
             async with self._once(key):
-                known = await self._known(key, self.request.no_cache, task)
+                known = await self._known(key, self.request.no_cache, task, ())
                 if known is None:
 
                     def fill(root: Path) -> None:
@@ -176,7 +179,7 @@ class Layering:
             return await self._copy(step, chain, task, fresh)
         key = await self._key(step, chain)
         async with self._once(key):
-            known = await self._known(key, fresh, task)
+            known = await self._known(key, fresh, task, chain)
             if known is not None:
                 return known
             if isinstance(step, Run):
@@ -222,7 +225,7 @@ class Layering:
                 owner = await self.layers.read(chain, lambda root: _owner(root, step.chown))
             key = key_of(_VERSION, "copy", under[-1:], copied, owner)
             async with self._once(key):
-                known = await self._known(key, fresh, task)
+                known = await self._known(key, fresh, task, under)
                 if known is None:
                     layer = await self.layers.change(
                         under, self.owner, lambda root: _place(root, found, owner, self.layers.ids), empty=True
@@ -241,10 +244,16 @@ class Layering:
         async with self._making.setdefault(key, asyncio.Lock()):
             yield
 
-    async def _known(self, key: str, fresh: bool, task: Task) -> Cached | None:
+    async def _known(self, key: str, fresh: bool, task: Task, under: Sequence[str]) -> Cached | None:
         if fresh and key not in self._made:
             return None
         known = await finished(asyncio.to_thread(self.cache.find, key, self.owner))
+        if known is None and key in self.taken:
+            layer, created = self.taken[key]
+            below = under[-1] if under else ""
+            await self.layers.in_thread(lambda: self.images.add_layer(below, layer, owner=self.owner))
+            # Whoever made that image may claim anything of its layers: they are this build's alone, and never its successors'.
+            known = Cached("", key, layer, tuple(_on(under, layer)), task.vertex.name, created)
         if known is not None:
             task.cached()
         return known

@@ -144,3 +144,5 @@ class Laid:
     chain: tuple[str, ...] = ()
     below: tuple[Mapping[str, Any], ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
+    steps: tuple[tuple[str, int, str], ...] = ()
+    """See `seams.Built`."""

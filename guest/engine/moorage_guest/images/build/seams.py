@@ -116,6 +116,10 @@ class Session(Protocol):
         """Yield what the client has under an address http://buildkit-session/``path``."""
 
 
+#: What an image says of its steps, so that builds elsewhere find them (--cache-to type=inline).
+INLINE_CACHE = "moorage.buildcache.v1"
+
+
 @dataclass(frozen=True)
 class Built:
     """What a build made, held by ``owner`` until the build's context ends. ``document`` is the image's whole configuration."""
@@ -125,3 +129,11 @@ class Built:
     chain: tuple[str, ...]
     platform: Platform
     owner: str
+    steps: tuple[tuple[str, int, str], ...] = ()
+    """Of each step that made a layer: the key by which the build cache knows it, which layer it is, and when it was made."""
+
+    def exported(self, *, with_steps: bool) -> dict[str, Any]:
+        """Return the configuration as an image has it, with the steps for the caches of others if wanted."""
+        return (
+            {**self.document, INLINE_CACHE: [list(each) for each in self.steps]} if with_steps else dict(self.document)
+        )

@@ -25,9 +25,9 @@ from moorage_guest.images.build.planned import Copy, Laid, Origin, Planned, Run,
 from moorage_guest.images.build.planning import Planner, check
 from moorage_guest.images.build.request import Request
 from moorage_guest.images.build.runner import StepRunner
-from moorage_guest.images.build.seams import BuildError, Built, Notice, Reporter, Session, Source
+from moorage_guest.images.build.seams import INLINE_CACHE, BuildError, Built, Notice, Reporter, Session, Source
 from moorage_guest.images.buildcache import BuildCache
-from moorage_guest.images.image import Image
+from moorage_guest.images.image import Image, LayerBlob
 from moorage_guest.images.layers import Layers
 from moorage_guest.images.registry import DEFAULT_HOST
 from moorage_guest.images.store import Images
@@ -96,11 +96,11 @@ class _Solve:
         self._check(planned)
         await self.contexts.read_ignored(text.ignored)
         self.contexts.follow = _followed(planned)
-        laid = await self._carry_out(planned)
+        laid = await self._carry_out(planned, await self._taken())
         last = planned[-1]
         platform = self.request.platform or platforms.this_platform()
         document = described(last, laid, platform, self.request.build_args.get("SOURCE_DATE_EPOCH", ""))
-        return Built(document, laid.layers, laid.chain, platform, self.owner)
+        return Built(document, laid.layers, laid.chain, platform, self.owner, laid.steps)
 
     def _check_syntax(self, parsed: dialect.Parsed, text: Text) -> None:
         dialect.check_syntax(self.request.syntax)
@@ -198,11 +198,23 @@ class _Solve:
 
     # -- carrying out -------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, planned: Sequence[Planned]) -> Laid:
+    async def _taken(self) -> dict[str, tuple[LayerBlob, str]]:
+        """Return the steps of images that are named as caches. One that cannot be had is reported, and done without."""
+        found: dict[str, tuple[LayerBlob, str]] = {}
+        for name in self.request.cache_from:
+            with contextlib.suppress(BuildError), self.board.task(f"importing cache manifest from {name}") as task:
+                reference = names.parse(name).with_default_tag()
+                image = self.site.images.find(name) or await self._pulled(reference, self.request.platform, task)
+                self.site.images.hold_for(self.owner, image)
+                found.update(_steps_of(image))
+        return found
+
+    async def _carry_out(self, planned: Sequence[Planned], taken: Mapping[str, tuple[LayerBlob, str]]) -> Laid:
         site = self.site
         layering = Layering(
             site.images, site.layers, site.cache, self.request, self.board, self.contexts, self.owner, site.runner,
             self.session, asyncio.Semaphore(max(COMMANDS_AT_ONCE, 2 * (os.cpu_count() or 1))), _shared(planned),
+            taken,
         )  # fmt: skip
         async with _Together() as group:
             for stage in planned:
@@ -227,6 +239,17 @@ class _Together:
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             raise first from None
+
+
+def _steps_of(image: Image) -> dict[str, tuple[LayerBlob, str]]:
+    """Return what an image says of its steps; what makes no sense is passed over."""
+    found: dict[str, tuple[LayerBlob, str]] = {}
+    entries = image.document.get(INLINE_CACHE)
+    for entry in entries if isinstance(entries, list) else ():
+        match entry:
+            case [str(key), int(number), str(created)] if 0 <= number < len(image.layers):
+                found[key] = (image.layers[number], created)
+    return found
 
 
 def _shared(planned: Sequence[Planned]) -> frozenset[str]:
