@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.bench.daemon import both
 from tests.bench.registry import Result, bench, seconds
+from tests.support import buildx
 from tests.support.images import cached, docker_archive, layer_tar
 from tests.support.registry import registry
 
@@ -149,5 +150,41 @@ def builds() -> list[Result]:
             ),
             Result(
                 "build_10_cached", *_turns(cached_[0], cached_[1], lambda i: None), "s", RUNS, "docker build .", AIM
+            ),
+        ]
+
+
+@bench("buildx_10_cold", "buildx_10_cached")
+def builds_of_buildx() -> list[Result]:
+    """The same Dockerfile by docker buildx, against dockerd's own BuildKit."""
+    with both() as pair, tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        (folder / "tree").mkdir()
+        for number in range(50):
+            (folder / "tree" / str(number)).write_text(f"{number}\n" * 100)
+        (folder / "file").write_text("file")
+        (folder / "Dockerfile").write_text(_STEPS)
+        buildx.install(pair.ours.docker_config)
+        buildx.install(pair.peer.base / "docker-config")
+        dockers = (pair.ours.docker, pair.peer.docker)
+        common = ("buildx", "build", "-q", "-t", "made", str(folder))
+        cold = [lambda d=docker: d(*common, "--no-cache") for docker in dockers]
+        cached_ = [lambda d=docker: d(*common) for docker in dockers]
+        return [
+            Result(
+                "buildx_10_cold",
+                *_turns(cold[0], cold[1], lambda i: None),
+                "s",
+                RUNS,
+                "docker buildx build --no-cache .",
+                AIM,
+            ),
+            Result(
+                "buildx_10_cached",
+                *_turns(cached_[0], cached_[1], lambda i: None),
+                "s",
+                RUNS,
+                "docker buildx build .",
+                AIM,
             ),
         ]
