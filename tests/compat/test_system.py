@@ -91,6 +91,17 @@ def test_plugins_are_an_empty_list_and_are_not_installed(moored: Moored) -> None
     )
 
 
+def test_checkpoints_are_refused_in_words_and_not_as_an_unknown_page(moored: Moored) -> None:
+    answers = [
+        moored.api.call(method, f"/containers/some{path}", body=body, check=False)
+        for method, path, body in (
+            ("GET", "/checkpoints", None), ("POST", "/checkpoints", {"CheckpointID": "c"}), ("DELETE", "/checkpoints/c", None),
+        )
+    ]  # fmt: skip
+    assert [answer.status for answer in answers] == [501, 501, 501]
+    assert all("makes no checkpoints" in answer.json["message"] for answer in answers)
+
+
 def test_events_replay_the_past_and_follow_the_present(moored: Moored) -> None:
     begin = time.time() - 1
     moored.docker("run", "--name", "told", "busybox", "true")

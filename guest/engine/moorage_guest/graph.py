@@ -129,6 +129,7 @@ class Graph:
         )
         return [
             *system.routes(self._system),
+            *off.checkpoints(),
             *containers.routes(self.containers),
             *exec.routes(self.containers),
             *images.routes(self.images),

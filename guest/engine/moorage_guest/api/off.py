@@ -1,4 +1,4 @@
-"""Swarm and plugins: features that Moorage does not have, answered as dockerd answers while they are off."""
+"""Swarm, checkpoints and managed plugins: features that Moorage does not have, answered as dockerd answers while they are off."""
 
 from collections.abc import Callable
 
@@ -12,6 +12,7 @@ NOT_A_MANAGER = (
 )
 LIVE_RESTORE_AND_SWARM = "--live-restore daemon configuration is incompatible with swarm mode"
 NO_SWARM = "Moorage has no swarm mode: it runs standalone containers (use Compose for several at once)"
+NO_CHECKPOINTS = "Moorage makes no checkpoints of containers: stop and start them, or pause them"
 NO_PLUGINS = "Moorage has no managed plugins: drivers are built in, or legacy plugins that somebody else starts"
 
 #: Operations that only a swarm manager has.
@@ -65,3 +66,13 @@ def routes(live_restore: Callable[[], bool]) -> list[Route]:
     for action in ("enable", "disable", "upgrade", "push", "set"):
         table.append(Route("POST", f"/plugins/{{name:.+}}/{action}", plugin_missing))
     return table
+
+
+def checkpoints() -> list[Route]:
+    """Return the routes of checkpoints; they have to come before those that take anything for a container's name."""
+    refuse = _refuse(NotImplementedByEngine, NO_CHECKPOINTS)
+    return [
+        Route("GET", "/containers/{id}/checkpoints", refuse, since=(1, 25)),
+        Route("POST", "/containers/{id}/checkpoints", refuse, since=(1, 25)),
+        Route("DELETE", "/containers/{id}/checkpoints/{checkpoint}", refuse, since=(1, 25)),
+    ]
