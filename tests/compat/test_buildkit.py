@@ -244,7 +244,7 @@ def test_what_cannot_be_done_is_refused_in_dockerds_words(
     moored: Moored, tmp_path: Path, options: list[str], words: str
 ) -> None:
     context = write(tmp_path, {"Dockerfile": "FROM busybox\n"})
-    done = run(moored, "buildx", "build", "--progress=plain", *options, str(context))
+    done = run(moored, "buildx", "build", "--progress=plain", *options, str(context), folder=tmp_path)
     assert done.returncode == 1
     assert words in done.stderr
 
