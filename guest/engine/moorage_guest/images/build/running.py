@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moorage_guest.errors import EngineError, InvalidParameter, NotFound
+from moorage_guest.errors import EngineError, InvalidParameter
 from moorage_guest.idmap import IdMap
 from moorage_guest.images import kernel
-from moorage_guest.images.archive import real_path
+from moorage_guest.images.archive import opened
 from moorage_guest.images.build.board import Task
 from moorage_guest.images.build.copying import place
 from moorage_guest.images.build.gathering import not_there
@@ -220,19 +220,14 @@ def _quoted(text: str) -> str:
 
 def _inside(tree: FolderTree, source: str) -> Path:
     """Return where a path of a folder lies, its links followed inside of it. Blocks. Raises InvalidParameter."""
-    clean = posixpath.normpath(f"/{source.lstrip('/')}")
-    if clean == "/":
-        return tree.root
-    head, leaf = posixpath.split(clean)
+    root = os.open(tree.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(InvalidParameter):
-            return tree.root / real_path(tree.root, clean).lstrip("/")
-        path = tree.root / real_path(tree.root, head).lstrip("/") / leaf
-    except NotFound:
+        with opened(root, source, os.O_PATH) as found:
+            return Path(f"/proc/self/fd/{found}").readlink()
+    except OSError:
         raise not_there(tree, source) from None
-    if not path.is_file() or path.is_symlink():
-        raise not_there(tree, source)
-    return path
+    finally:
+        os.close(root)
 
 
 def _copy(tree: SourceTree, source: str, folder: Path, ids: IdMap) -> Path:
