@@ -235,3 +235,20 @@ def test_a_client_that_is_killed_while_it_sends_leaves_nothing(fresh_moored: Moo
 
     wait_for("the engine to let go of the context", is_idle)
     assert "Traceback" not in moored.log()
+
+
+def test_a_daemon_that_stops_ends_its_builds_at_once(fresh_moored: Moored, tmp_path: Path) -> None:
+    moored = fresh_moored
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo now && sleep 1000\n")
+    client = subprocess.Popen(
+        ["docker", "buildx", "build", "--progress=plain", str(tmp_path)], env=environment(moored),
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert client.stderr is not None
+    with client.stderr:
+        wait_for("the command to run", lambda: re.search(r" now$", client.stderr.readline()))  # type: ignore[union-attr]
+        assert moored.stop(timeout=25) == 0, "it waited for what it had stopped listening to"
+        assert client.wait(DEADLINE) == 1
+        assert "rpc error" in client.stderr.read()
+    moored.start()
+    assert "did not end" not in moored.log(), "the command's container was left to the next daemon"

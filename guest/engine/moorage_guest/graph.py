@@ -200,12 +200,14 @@ class Graph:
         """Stop answering; with live restore off, stop the containers too."""
         self.images.stopping = True
         await self.server.close()
+        await self.buildkit.close()
         await restore.shut_down(self.containers)
 
     async def close(self) -> None:
         """End threads and connections. Containers, networks and mounts stay."""
         self.spare.close()
         await self.server.close()
+        await self.buildkit.close()
         await self.containers.close()
         await self.pump.stop()
         await self.networks.close()

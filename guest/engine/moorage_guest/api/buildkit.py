@@ -3,6 +3,7 @@
 Both leave HTTP/1.1 for gRPC. What is needed for that is imported when the first of them comes.
 """
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from multidict import MultiMapping
 
 #: Makes a task of work that goes on beside.
-Spawn = Callable[[Coroutine[Any, Any, None], str], object]
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 
 
 class BuildKit:
@@ -58,6 +59,7 @@ class BuildKit:
         self._worker_id = worker_id
         self._host_gateways = host_gateways
         self._on_gone = on_gone
+        self._clients: set[asyncio.Task[None]] = set()
 
     @functools.cached_property
     def sessions(self) -> "session.Sessions":
@@ -78,13 +80,22 @@ class BuildKit:
 
     def serve(self, connection: Hijacked) -> None:
         """Answer a client's calls until it goes."""
-        self._spawn(self._serve(connection), "a client that builds")
+        task = self._spawn(self._serve(connection), "a client that builds")
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
 
     async def _serve(self, connection: Hijacked) -> None:
         try:
             await grpc.serve(connection.socket, connection.prefix, self.methods)
         finally:
             self._on_gone()
+
+    async def close(self) -> None:
+        """End the builds of all clients, as when these go; to be called while containers can still be ended."""
+        clients = [*self._clients]
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
     def forget_files(self) -> None:
         """Keep no files of clients for their next builds."""
