@@ -185,6 +185,6 @@ def builds_of_buildx() -> list[Result]:
                 "s",
                 RUNS,
                 "docker buildx build .",
-                AIM,
+                "≤ 1.0",  # most of it is what buildx itself takes
             ),
         ]
