@@ -141,6 +141,25 @@ def test_a_plugin_that_hangs_holds_up_nobody_else(daemon: Moored, driver: Volume
     assert waiting.returncode == 125  # what came in the end was no folder
 
 
+def test_a_plugin_that_does_not_even_shake_hands_is_passed_over(daemon: Moored, driver: VolumePlugin) -> None:
+    let_go = threading.Event()
+
+    def hang(request: dict[str, object]) -> None:
+        let_go.wait(60)
+
+    driver.instead["Plugin.Activate"] = hang
+    try:
+        daemon.docker(
+            "run", "--rm", "-v", "one:/data", "busybox", "true"
+        )  # the plugin might have a volume of that name
+        assert [method for method, _ in driver.calls] == ["Plugin.Activate"]
+        daemon.docker("run", "--rm", "-v", "two:/data", "-v", "/anonymous", "busybox", "true")
+        assert daemon.docker("volume", "ls", "-q").split() == ["one", "two"]
+        assert [method for method, _ in driver.calls] == ["Plugin.Activate"]
+    finally:
+        let_go.set()
+
+
 def test_a_plugin_that_comes_late_is_waited_for(daemon: Moored) -> None:
     folder = daemon.data_root / "plugins"
     folder.mkdir()

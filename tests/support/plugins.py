@@ -123,7 +123,7 @@ class VolumePlugin(Plugin):
             return {"Mountpoint": str(place)}
         if method == "Remove":
             del self.volumes[name]
-        return {"Mountpoint": str(place)} if method == "Path" else {}
+        return {}
 
 
 class AuthorizationPlugin(Plugin):

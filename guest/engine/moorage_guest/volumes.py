@@ -26,7 +26,7 @@ from moorage_guest.events import EventBus
 from moorage_guest.idmap import SAME, IdMap
 from moorage_guest.net.selection import Selection, created_before
 from moorage_guest.paths import DataRoot
-from moorage_guest.plugins.client import CallError, Plugins
+from moorage_guest.plugins.client import PROBE, CallError, Plugins
 from moorage_guest.plugins.discovery import Folders
 from moorage_guest.plugins.volumedriver import Found, VolumeDriver, VolumeDrivers
 from moorage_guest.store import Store
@@ -134,12 +134,13 @@ class Volumes:
         if not name:
             name = hashlib.sha256(token.encode()).hexdigest() if token else secrets.token_hex(32)
             labels = {ANONYMOUS: "", **labels}
+        anonymous = ANONYMOUS in labels
         async with self._lock(name):
             plugin = await self._driver("create", name, driver) if driver not in ("", LOCAL) else None
             if plugin is None:
                 check_name(name)
             found = await self._same(name, driver)
-            if found is None and not driver:
+            if found is None and not driver and not anonymous:
                 found = await self._probe(name)
             if found is not None:
                 return found
@@ -192,7 +193,7 @@ class Volumes:
         """Return, and remember, the volume of that name that some plugin has; None when none has."""
         for driver in await self._drivers.all():
             try:
-                found = await driver.get(name)
+                found = await driver.get(name, PROBE)
             except CallError as error:
                 log.warning("get %s: %s", name, error)
                 continue

@@ -26,6 +26,9 @@ PATIENCE = 30.0
 #: Seconds a call may take unless it is known to take longer.
 CALL = 60.0
 
+#: Seconds for a plugin that nobody has asked for by name; and for how long one is passed over that did not answer in time.
+PROBE, SULK = 5.0, 60.0
+
 
 class CallError(EngineError):
     """A plugin could not be asked, or says that it failed. ``answered`` is whether the words are the plugin's own."""
@@ -44,19 +47,25 @@ class Plugin:
         self.implements: frozenset[str] = frozenset()
         self._patience = patience
         self._activating: dict[bool, asyncio.Task[None]] = {}
+        self._late = -SULK
 
-    async def activate(self, *, retry: bool = True) -> None:
-        """Shake hands, once, however many ask for it meanwhile. Raises CallError."""
+    @property
+    def sulks(self) -> bool:
+        """Whether it did not answer in time just now."""
+        return time.monotonic() - self._late < SULK
+
+    async def activate(self, *, probe: bool = False) -> None:
+        """Shake hands, once, however many ask for it meanwhile; to ``probe`` is to have little patience. Raises CallError."""
         if self.implements:
             return
-        task = self._activating.get(retry)
+        task = self._activating.get(probe)
         if task is None:
-            task = self._activating[retry] = asyncio.get_running_loop().create_task(self._activate(retry))
-            task.add_done_callback(lambda _: self._activating.pop(retry, None))
+            task = self._activating[probe] = asyncio.get_running_loop().create_task(self._activate(probe))
+            task.add_done_callback(lambda _: self._activating.pop(probe, None))
         await asyncio.shield(task)
 
-    async def _activate(self, retry: bool) -> None:
-        manifest = await self.call("Plugin.Activate", None, retry=retry)
+    async def _activate(self, probe: bool) -> None:
+        manifest = await self.call("Plugin.Activate", None, PROBE if probe else CALL, retry=not probe)
         self.implements = frozenset(map(str, manifest.get("Implements") or ()))
 
     async def call(
@@ -74,6 +83,7 @@ class Plugin:
                     status, answer = await self._post(method, body)
             except (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError) as error:
                 late = isinstance(error, TimeoutError)
+                self._late = time.monotonic() if late else self._late
                 reason = "context deadline exceeded" if late else str(error) or type(error).__name__
                 text = f'Post "{self._shown(method)}": {reason}'
                 if late or not retry or time.monotonic() - begun + pause >= self._patience:
@@ -172,13 +182,18 @@ class Plugins:
         return known
 
     async def able(self, ability: str) -> list[Plugin]:
-        """Return all plugins with an ability that answer now; what is wrong with others is in the log."""
+        """Return all plugins with an ability that answer now; what is wrong with others is in the log.
+
+        One that hangs is waited for for a moment, and then passed over for a while.
+        """
 
         async def one(name: str) -> Plugin | None:
             try:
                 plugin = self._look(name)
+                if plugin is not None and plugin.sulks:
+                    return None
                 if plugin is not None:
-                    await plugin.activate(retry=False)
+                    await plugin.activate(probe=True)
             except EngineError as error:
                 log.warning("plugin %s: %s", name, error)
                 return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moorage_guest.errors import EngineError
-from moorage_guest.plugins.client import CallError, Plugin, Plugins
+from moorage_guest.plugins.client import CALL, CallError, Plugin, Plugins
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class VolumeDriver:
         self._plugin = plugin
         self._scope = ""
 
-    async def _call(self, method: str, arguments: Mapping[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+    async def _call(self, method: str, arguments: Mapping[str, Any], timeout: float = CALL) -> dict[str, Any]:
         answer = await self._plugin.call(f"VolumeDriver.{method}", arguments, timeout)
         if answer.get("Err"):
             raise CallError(f"VolumeDriver.{method}: {answer['Err']}", answered=True)
@@ -49,13 +49,13 @@ class VolumeDriver:
     async def remove(self, name: str) -> None:
         await self._call("Remove", {"Name": name})
 
-    async def get(self, name: str) -> Found | None:
+    async def get(self, name: str, timeout: float = CALL) -> Found | None:
         """Return what the driver knows of a volume; None when it has none of that name, whatever it says to that.
 
         Raises CallError only when it could not be asked.
         """
         try:
-            answer = await self._call("Get", {"Name": name})
+            answer = await self._call("Get", {"Name": name}, timeout)
         except CallError as error:
             if not error.answered:
                 raise
@@ -67,9 +67,6 @@ class VolumeDriver:
     async def listed(self) -> list[Found]:
         answer = await self._call("List", {})
         return [_found(each) for each in answer.get("Volumes") or () if isinstance(each, dict) and each.get("Name")]
-
-    async def path(self, name: str) -> str:
-        return str((await self._call("Path", {"Name": name})).get("Mountpoint") or "")
 
     async def mount(self, name: str, mount_id: str) -> str:
         """Have a volume mounted for one user, and return where."""
