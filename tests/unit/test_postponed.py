@@ -15,7 +15,8 @@ from moorage_contract.postponed import Postponed, postponed
 
 #: Seldom needed and heavy: what pulls, pushes, builds, reads archives, or explains a mistake.
 SELDOM = (
-    "aiohttp.client", "aiohttp.connector", "difflib", "moorage_guest.images.build.steps", "moorage_guest.images.downloads",
+    "aiohttp.client", "aiohttp.connector", "difflib", "h2.connection", "hpack", "moorage_guest.buildkit.grpc",
+    "moorage_guest.buildkit.session", "moorage_guest.images.build.steps", "moorage_guest.images.downloads",
     "pkg_resources", "tracemalloc", "unittest", "zstandard.backend_c",
 )  # fmt: skip
 

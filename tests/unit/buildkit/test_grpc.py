@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -89,6 +90,13 @@ async def test_a_call_is_answered_and_sees_its_metadata() -> None:
         assert answer.data == b"ab"
         health = await peer.unary("/grpc.health.v1.Health/Check", HealthCheckRequest(), HealthCheckResponse)
         assert health.status == 1
+
+
+async def test_headers_are_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with channel(Services()) as peer:
+        await peer.unary("/t/echo", BytesMessage(), BytesMessage, metadata=[("more", "of it")])
+    assert [record.name for record in caplog.records if record.name.startswith(("h2", "hpack"))] == []
 
 
 async def test_errors_arrive_with_code_text_and_details() -> None:

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 # h2 makes a text of every frame that comes, for a log which nobody reads: half of what a frame costs.
 Frame.__repr__ = object.__repr__  # type: ignore[method-assign]
 
+# A daemon that says much (debug) would have every byte of every header in its log.
+logging.getLogger("hpack").setLevel(logging.WARNING)
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 #: Bytes that a peer may send on one stream before they are read.
