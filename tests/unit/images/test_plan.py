@@ -180,3 +180,8 @@ def test_what_is_wrong_whatever_is_built_is_found_first(line: str, said: str) ->
     with pytest.raises(BuildError) as caught:
         check(statement)
     assert str(caught.value) == said
+
+
+def test_a_copy_may_name_its_source_by_an_argument_of_all_stages() -> None:
+    stages = plan("ARG S=one\nFROM a AS one\nFROM a\nARG S=two\nCOPY --from=$S x /")
+    assert [each.stage.name for each in stages] == ["one", ""]

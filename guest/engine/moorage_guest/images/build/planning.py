@@ -102,6 +102,10 @@ class Planner:
             found = int(name)
         return found
 
+    def from_name(self, statement: Statement) -> str:
+        """Return what COPY --from names; only arguments from before the first FROM may be in it. Raises BuildError."""
+        return expanded(statement, Expansion(self.global_args, statement.escape).one, statement.flags["from"])
+
     def outside(self, index: int) -> list[tuple[Source | None, str]]:
         """Return the names of images and contexts that a stage takes files from, its base aside, and where they stand."""
         return [(each.source, name) for each, name in self._froms(index) if self.from_stage(name, index) is None]
@@ -110,8 +114,7 @@ class Planner:
         found = []
         for statement in self.stages[index].steps:
             if statement.name == "COPY" and "from" in statement.flags:
-                expansion = Expansion({**self.global_args}, statement.escape)
-                found.append((statement, expanded(statement, expansion.one, statement.flags["from"])))
+                found.append((statement, self.from_name(statement)))
             for value in statement.values("mount"):
                 fields = [each.partition("=") for each in value.split(",")]
                 found.extend((statement, text) for key, _, text in fields if key.lower() == "from" and text)

@@ -280,7 +280,7 @@ class StagePlan:
         expansion = self._expansion(statement)
         *raw, last = statement.sources_and_target()
         target = expansion.one(last)
-        flags = {name: expansion.one(value) for name, value in statement.flags.items()}
+        flags = {name: expansion.one(value) for name, value in statement.flags.items() if name != "from"}
         documents = {each.name: each for each in statement.documents}
         sources: list[str] = []
         texts: list[tuple[str, str]] = []
@@ -295,8 +295,8 @@ class StagePlan:
                 texts.append((document.name, expansion.raw(document.text) if document.expand else document.text))
                 shown.append(f"<<{document.name}")
         origin = Origin(address="", name="context")
-        if "from" in flags:
-            origin = self._origin(statement, flags["from"])
+        if "from" in statement.flags:
+            origin = self._origin(statement, self._planner.from_name(statement))
         excluded = tuple(expansion.one(value) for value in statement.values("exclude"))
         parents = flags.get("parents", "false") == "true"
         step = Copy(
