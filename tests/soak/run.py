@@ -40,9 +40,7 @@ def soak(plan: Plan) -> list[str]:
             moored.start()
             found = _Run(plan, moored, runtime).run()
         finally:
-            if moored.process is not None:
-                moored.process.kill()
-                moored.process.wait(60)
+            moored.end()
         if found:
             _keep_logs(moored, plan.record)
         return found

@@ -209,6 +209,20 @@ class Moored:
         self.process = None
         return status
 
+    def end(self) -> None:
+        """SIGKILL what was started, the agent when supervised, and wait. Idempotent.
+
+        Not nsenter, whose child it is: orphaned it would be left to a process outside of the sandbox, which does not end
+        before that one has looked after it.
+        """
+        process, self.process = self.process, None
+        if process is None:
+            return
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        process.wait(DEADLINE)
+
     # -- clients --------------------------------------------------------------------------------------------------
 
     def docker_environment(self) -> Mapping[str, str]:
@@ -271,7 +285,5 @@ def running_moored(
             if moored.process is not None and moored.process.poll() is None:
                 with contextlib.suppress(AssertionError, ProcessLookupError, FileNotFoundError):
                     moored.kill()
-            if moored.process is not None:
-                moored.process.kill()
-                moored.process.wait(DEADLINE)
+            moored.end()
             print(f"--- moored's log ---\n{moored.log()}", file=sys.stderr)

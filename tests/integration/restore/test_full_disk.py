@@ -10,7 +10,7 @@ import pytest
 
 from tests.soak.leftovers import agent_status
 from tests.support.images import busybox_archive
-from tests.support.moored import DEADLINE, Moored, Sandbox, wait_for
+from tests.support.moored import Moored, Sandbox, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -27,9 +27,7 @@ def moored(request: pytest.FixtureRequest) -> Iterator[Moored]:
         try:
             yield daemon
         finally:
-            assert daemon.process is not None
-            daemon.process.kill()
-            daemon.process.wait(DEADLINE)
+            daemon.end()
             print(daemon.log())
 
 

@@ -26,9 +26,7 @@ def both() -> Iterator[tuple[Moored, Runtime]]:
         try:
             yield moored, runtime
         finally:
-            assert moored.process is not None
-            moored.process.kill()
-            moored.process.wait(DEADLINE)
+            moored.end()
 
 
 def _state(moored: Moored, name: str) -> dict[str, object]:
