@@ -23,6 +23,7 @@ from moorage_guest.api import (
     system,
     volumes,
 )
+from moorage_guest.api.lasting import taken_up
 from moorage_guest.api.server import ApiServer, Route
 from moorage_guest.diskusage import disk_usage
 from moorage_guest.engine import restore, startoptions
@@ -160,6 +161,7 @@ class Graph:
         for record, lasting in await self.agent.lasting():
             log.debug("going on with %s for a client of the last daemon", record.get("op"))
             resume = self._system.resume_events if record.get("op") == "events" else streams.resume
+            record = await taken_up(record, lasting)
             self.containers.task(resume(record, lasting), f"lasting {record.get('op')}")
         await asyncio.sleep(0)
 

@@ -37,7 +37,7 @@ class HeldClients:
             case "client_hold":
                 self._hold(int(message.body["key"]), message.fds)
             case "client_release":
-                self._let_go(int(message.body["key"]))
+                self.let_go(int(message.body["key"]))
             case _:
                 return False
         return True
@@ -57,7 +57,7 @@ class HeldClients:
                     client.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass  # the client was faster
-            self._let_go(key)
+            self.let_go(key)
 
     def _hold(self, key: int, fds: list[int]) -> None:
         if key in self._clients or len(fds) != 2:  # the latter when this process has no descriptors left
@@ -65,9 +65,10 @@ class HeldClients:
         client = _Client(fds.pop(0), fds.pop(0))
         self._clients[key] = client
         # Nothing is asked for: that both directions are shut is reported always.
-        self._loop.watch(client.sock, 0, lambda _mask: self._let_go(key))
+        self._loop.watch(client.sock, 0, lambda _mask: self.let_go(key))
 
-    def _let_go(self, key: int) -> None:
+    def let_go(self, key: int) -> None:
+        """No longer hold a connection, without shutting it. Idempotent."""
         client = self._clients.pop(key, None)
         if client is not None:
             self._loop.unwatch(client.sock)

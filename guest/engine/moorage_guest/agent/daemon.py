@@ -260,6 +260,12 @@ class Daemon:
         """Hand docker.sock to the daemon (`listener`)."""
         request.answer({}, fds=[self._listening().fileno()])
 
+    def open_stream(self, request: Request) -> None:
+        """Write a client's answer from now on (`stream_open`), and hold its connection for nothing else."""
+        self.streams.open(request)
+        if (held := request.params.get("held")) is not None:
+            self.clients.let_go(int(held))
+
     def take_ready(self, request: Request) -> None:
         """The daemon says that it serves (`ready`)."""
         request.answer({})

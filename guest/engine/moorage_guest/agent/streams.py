@@ -53,8 +53,9 @@ class Streams:
     def open(self, request: Request) -> None:
         """Take a client over (`stream_open`)."""
         key = int(request.params["key"])
-        if key in self._streams:
-            raise Refused("conflict", f"there is a stream {key} already")
+        if key in self._streams:  # handed back by a daemon that did not hear that an agent before us had taken it
+            request.answer({})
+            return
         sock = socket.socket(fileno=request.take_fd())
         stream = Stream(key, sock, request.take_fd(), dict(request.params["resume"]))
         self._streams[key] = stream

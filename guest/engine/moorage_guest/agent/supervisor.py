@@ -154,7 +154,7 @@ class Supervisor:
         service.on_message = daemon.message
         service.add("listener", daemon.give_listener)
         service.add("ready", daemon.take_ready)
-        service.add("stream_open", daemon.streams.open)
+        service.add("stream_open", daemon.open_stream)
         service.add("stream_take", daemon.streams.take)
         service.add("client_take", daemon.clients.take)
         # Last, so that whoever gets an answer finds the other sockets, too.

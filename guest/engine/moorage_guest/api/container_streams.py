@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from moorage_guest import web
+from moorage_guest.api.lasting import begin_lasting
 from moorage_guest.api.server import (
     ApiRequest,
+    GivenAway,
     Route,
     borrow,
     hijack,
@@ -105,23 +107,20 @@ class Streams:
     async def _serve(
         self,
         request: ApiRequest,
-        response: web.StreamResponse,
         resume: dict[str, Any],
         produce: Callable[[_Sink, dict[str, Any]], Awaitable[None]],
+        content_type: str = "application/json",
     ) -> web.StreamResponse:
-        """Run a producer of an answer whose headers are out, outliving the daemon if there is a supervisor."""
-        transport = request.transport
+        """Answer what a producer gives, outliving the daemon if there is a supervisor."""
         resume = {**resume, "chunked": not request.version_http10}
-        if self._engine.agent.supervised and transport is not None:
-            request.give_away()
-            lasting = await self._engine.agent.open_lasting(transport.get_extra_info("socket"), resume)
-            if lasting is not None:
-                with contextlib.suppress(ClientGone):
-                    await _while_open(
-                        lasting.closed.wait(), produce(_Sink(None, lasting, bool(resume["chunked"])), resume)
-                    )
-                transport.abort()
-                return response
+        lasting = await begin_lasting(request, self._engine.agent, resume, content_type)
+        if lasting is not None:
+            with contextlib.suppress(ClientGone):
+                sink = _Sink(None, lasting, bool(resume["chunked"]))
+                await _while_open(lasting.closed.wait(), produce(sink, resume))
+            part(request)
+            return GivenAway()
+        response = await stream_response(request, content_type)
         with contextlib.suppress(ClientGone):
             await _while_open(_connection_lost(request), produce(_Sink(response, None, False), resume))
         return response
@@ -143,12 +142,11 @@ class Streams:
         resume = {"op": "wait", "id": container.id, "condition": condition}
         with self._engine.waits.register(container, condition) as outcome:
             with self._engine.waits.register(container, "next-exit") as ended:
-                response = await stream_response(request)
 
                 async def produce(sink: _Sink, record: dict[str, Any]) -> None:
                     await self._answer_wait(sink, record, outcome, ended)
 
-                return await self._serve(request, response, resume, produce)
+                return await self._serve(request, resume, produce)
 
     async def _wait(self, sink: _Sink, record: dict[str, Any]) -> None:
         container = self._engine.get(record["id"])
@@ -188,12 +186,11 @@ class Streams:
         query = log_query(request, container)
         source = logview.source(self._engine, container)
         resume = {"op": "logs", "id": container.id, "query": vars(query), "position": None}
-        response = await stream_response(request, RAW if container.config.tty else MULTIPLEXED)
 
         async def produce(sink: _Sink, record: dict[str, Any]) -> None:
             await self._send_logs(sink, record, container, source)
 
-        return await self._serve(request, response, resume, produce)
+        return await self._serve(request, resume, produce, RAW if container.config.tty else MULTIPLEXED)
 
     async def _logs(self, sink: _Sink, record: dict[str, Any]) -> None:
         await self._engine.restored.wait()
@@ -240,8 +237,7 @@ class Streams:
         if not stream:
             # The answer begins when it is known: until then another daemon can give it.
             return json_response(await stats.once(self._engine, container, one_shot=one_shot))
-        response = await stream_response(request)
-        return await self._serve(request, response, {"op": "stats", "id": container.id}, self._stats)
+        return await self._serve(request, {"op": "stats", "id": container.id}, self._stats)
 
     async def _stats(self, sink: _Sink, record: dict[str, Any]) -> None:
         container = self._engine.get(record["id"])

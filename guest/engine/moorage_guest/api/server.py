@@ -257,7 +257,7 @@ class ApiServer:
             response.status,
             time.monotonic() - started,
         )
-        if request.method == "POST" and not isinstance(response, web.Response | _Detached):
+        if request.method == "POST" and not isinstance(response, web.Response | GivenAway):
             self.on_streamed()
         return response
 
@@ -500,8 +500,8 @@ class Hijacked:
     """What the handler has to return; it writes nothing."""
 
 
-class _Detached(web.StreamResponse):
-    """Stands for an answer that somebody else gives on the same connection."""
+class GivenAway(web.StreamResponse):
+    """Stands for an answer that somebody else gives on the same connection. What a handler then returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -531,7 +531,7 @@ def borrow(request: ApiRequest) -> Hijacked:
     raw: Any = transport.get_extra_info("socket")
     duplicate = socket.socket(fileno=socket.dup(raw.fileno()))
     duplicate.setblocking(False)
-    return Hijacked(duplicate, prefix, _Detached())
+    return Hijacked(duplicate, prefix, GivenAway())
 
 
 def part(request: ApiRequest) -> None:

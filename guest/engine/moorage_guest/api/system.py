@@ -13,12 +13,15 @@ from typing import Any
 from moorage_contract.version import API_VERSION, ENGINE_VERSION, MIN_API_VERSION
 
 from moorage_guest import sysinfo, web
+from moorage_guest.api.lasting import begin_lasting
 from moorage_guest.api.server import (
     ApiRequest,
+    GivenAway,
     Route,
     filters,
     json_object,
     json_response,
+    part,
     stream_response,
     while_connected,
 )
@@ -168,19 +171,17 @@ class _Handlers:
         async with self._service.events.subscribe() as live:
             past = since is not None or until is not None
             backlog = self._service.events.history(since or 0, until) if past else []
-            response = await stream_response(request)
-            agent, transport = self._service.agent, request.transport
-            if agent is not None and agent.supervised and transport is not None and resume["chunked"]:
+            if resume["chunked"]:
                 # Until the first is sent, the next daemon would begin as we do.
                 resume["last"] = self._service.events.last_ns if since is None else since - 1
                 if since is None:
                     resume["number"] = self._service.events.last_number
-                request.give_away()
-                lasting = await agent.open_lasting(transport.get_extra_info("socket"), resume)
+                lasting = await begin_lasting(request, self._service.agent, resume)
                 if lasting is not None:
                     await self._service.send_events(lasting, resume, live, backlog)
-                    transport.abort()
-                    return response
+                    part(request)
+                    return GivenAway()
+            response = await stream_response(request)
             await while_connected(request, _send_plainly(response, _bounded(live, backlog, until), matches))
             return response
 

@@ -194,9 +194,12 @@ class Agent:
         """
         return Path(str((await self._ask("spawn_netd", {})).body["result"]["path"]))
 
-    async def open_lasting(self, client_socket: socket.socket, resume: dict[str, Any]) -> LastingStream | None:
+    async def open_lasting(
+        self, client_socket: socket.socket, resume: dict[str, Any], *, held: int | None = None
+    ) -> LastingStream | None:
         """Give a client's connection to the agent; None when run by hand: then serve the client yourself.
 
+        A connection that was `held` under that key is so no longer from the same moment on.
         The socket is duplicated: close yours. `resume` must be JSON and hold all that a later daemon needs.
         """
         if not self.supervised:
@@ -207,7 +210,7 @@ class Agent:
         stream = LastingStream(self, self._new_key(), client, progress, resume)
         self._streams[stream.key] = stream
         try:
-            await self._ask("stream_open", {"key": stream.key, "resume": resume}, fds=[client, progress])
+            await self._ask("stream_open", {"key": stream.key, "resume": resume, "held": held}, fds=[client, progress])
         except BaseException:
             self._streams.pop(stream.key, None)
             stream.gone()
