@@ -70,7 +70,12 @@ class _Run:
             note(fault=number, name=name, seconds=seconds, problem=problem)
             self.plan.say(f"{number:4} {seconds:6.1f} s  {name}{'; ' + problem if problem else ''}")
             if problem:
-                self._anew()
+                try:
+                    self._anew()
+                except Exception as error:  # what is left of the machine is looked at, not used
+                    found.append(f"no containers can be made after that: {' '.join(str(error).split())[:800]}")
+                    note(found=found)
+                    return found
         for busy in self.fleet:
             busy.finish()
             self.vm.docker("rm", "-v", busy.name)
