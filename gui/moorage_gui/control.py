@@ -23,6 +23,9 @@ _STATES = {
 }
 
 
+MOST_CPUS, MOST_MEMORY_MIB = 256, 1 << 20  # what the settings allow
+
+
 class HostBackend:
     """Starts the backend when there is none. Methods block and may be called from any thread; errors are the client's own."""
 
@@ -73,16 +76,17 @@ class HostBackend:
         self._client.daemon("restart")
 
     def settings(self) -> MachineSettings:
-        """The machine's resources, with what this computer has for bounds."""
+        """The machine's resources, with what this computer has for bounds; another host's are not known here."""
         found = self._client.settings()
-        cpus = max(found.cpus, os.cpu_count() or 1)
+        away = "ssh://" in found.libvirt_uri
         return MachineSettings(
             found.cpus,
             found.memory_mib,
             found.disk_gib,
-            cpus,
-            max(found.memory_mib, host_memory_mib()),
+            MOST_CPUS if away else max(found.cpus, os.cpu_count() or 1),
+            MOST_MEMORY_MIB if away else max(found.memory_mib, host_memory_mib()),
             found.saved_start != "off",
+            found.libvirt_uri,
         )
 
     def save_settings(self, settings: MachineSettings) -> None:
@@ -94,6 +98,7 @@ class HostBackend:
             memory_mib=settings.memory_mib,
             disk_gib=settings.disk_gib,
             saved_start=wished if settings.saved_start else "off",
+            libvirt_uri=settings.libvirt_uri,
         )
 
 

@@ -75,7 +75,7 @@ class MachineView:
 class MachineSettings:
     """Resources of the machine and their bounds on this host. Memory in MiB, disk in GiB; a disk never shrinks.
 
-    `saved_start`: whether it may start from a saved state instead of booting.
+    `saved_start`: whether it may start from a saved state instead of booting. `libvirt_uri`: on which host it runs, `auto` for this one.
     """
 
     cpus: int = 2
@@ -84,6 +84,7 @@ class MachineSettings:
     most_cpus: int = 64
     most_memory_mib: int = 262144
     saved_start: bool = True
+    libvirt_uri: str = "auto"
 
 
 @dataclass(frozen=True)

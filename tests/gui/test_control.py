@@ -19,7 +19,7 @@ from moorage_gui.bridge import Backend
 from moorage_gui.control import HostBackend, view
 from moorage_gui.engine import DockerEngine, EngineUnreachable, ports
 from moorage_gui.engine import view as container
-from moorage_gui.views import MachineSettings, MachineState
+from moorage_gui.views import MachineState
 from moorage_host.client import BackendProcess, Client, HostError, MachineStatus
 from moorage_host.paths import user_paths
 
@@ -63,11 +63,21 @@ def test_machine_that_was_never_made_is_absent_and_everything_else_answers(backe
 def test_resources_are_stored_and_other_settings_stay(backend: HostBackend) -> None:
     found = backend.settings()
     assert 1 <= found.cpus <= found.most_cpus and found.memory_mib <= found.most_memory_mib
-    backend.save_settings(MachineSettings(1, 1024, found.disk_gib + 4))
+    backend.save_settings(replace(found, cpus=1, memory_mib=1024, disk_gib=found.disk_gib + 4))
     again = backend.settings()
     assert (again.cpus, again.memory_mib, again.disk_gib) == (1, 1024, found.disk_gib + 4)
     assert found.saved_start and again.saved_start
     assert backend._client.settings().libvirt_uri == "test:///default"
+
+
+def test_another_host_bounds_the_resources_by_itself_and_one_that_cannot_be_is_refused(backend: HostBackend) -> None:
+    away = replace(backend.settings(), libvirt_uri="qemu+ssh://me@box/system", cpus=96)
+    backend.save_settings(away)
+    found = backend.settings()
+    assert (found.libvirt_uri, found.cpus, found.most_cpus) == (away.libvirt_uri, 96, 256)
+    with pytest.raises(HostError, match="SSH server"):
+        backend.save_settings(replace(found, libvirt_uri="qemu+tls://box/system"))
+    assert backend.settings() == found
 
 
 def test_saved_start_is_one_tick_and_more_than_that_stays(backend: HostBackend) -> None:

@@ -168,6 +168,20 @@ def test_resources_are_saved_and_the_restart_is_offered_not_made(
     qtbot.waitUntil(lambda: "restart" in backend.calls, timeout=WAIT)
 
 
+def test_another_host_is_named_and_an_empty_field_is_this_one(
+    qtbot: QtBot, window: MainWindow, backend: FakeBackend
+) -> None:
+    window.show_page(window.general)
+    page = window.general
+    qtbot.waitUntil(lambda: page.cpus.field.maximum() == 8, timeout=WAIT)
+    for typed, stored in ((" qemu+ssh://me@box/system", "qemu+ssh://me@box/system"), ("", "auto")):
+        page.host.setText(typed)
+        page.save.click()
+        qtbot.waitUntil(lambda wanted=stored: page._stored.libvirt_uri == wanted, timeout=WAIT)  # type: ignore[misc]
+        assert backend.stored.libvirt_uri == stored
+        assert not page.save.isEnabled()
+
+
 def test_disk_is_never_offered_smaller(window: MainWindow) -> None:
     assert window.general.disk.field.minimum() == 32
 

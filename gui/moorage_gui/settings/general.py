@@ -1,9 +1,9 @@
-"""The General page: what the machine gets of this computer."""
+"""The General page: what the machine gets of this computer, or on which other one it runs."""
 
 from __future__ import annotations
 
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QSlider, QSpinBox, QWidget
+from PySide6.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QLineEdit, QSlider, QSpinBox, QWidget
 
 from moorage_gui.bridge import Bridge
 from moorage_gui.parts import Card, Chip, Page, button, label
@@ -74,6 +74,13 @@ class GeneralPage(Page):
         self.saved_start = QCheckBox("Where booting is slow, save the machine once (200 MB) and start from that")
         self.saved_start.setAccessibleName("Start from a saved state")
         form.addRow(label("Start"), self.saved_start)
+        self.host = QLineEdit()
+        self.host.setAccessibleName("Host that the machine runs on")
+        self.host.setPlaceholderText("this computer, or qemu+ssh://user@host/system")
+        self.host.setToolTip(
+            "A libvirt connection; its host is reached over SSH with a key, and has to be in known_hosts"
+        )
+        form.addRow(label("Runs on"), self.host)
         card.column.addWidget(label("Resources", "heading"))
         card.column.addLayout(form)
         card.column.addWidget(
@@ -108,6 +115,7 @@ class GeneralPage(Page):
         for amount in (self.cpus, self.memory, self.disk):
             amount.field.valueChanged.connect(self._judge)
         self.saved_start.toggled.connect(self._judge)
+        self.host.textChanged.connect(self._judge)
         bridge.settings_loaded.connect(self._loaded)
         bridge.settings_saved.connect(self._saved)
         bridge.machine_changed.connect(self._machine_changed)
@@ -123,6 +131,7 @@ class GeneralPage(Page):
             self._stored.most_cpus,
             self._stored.most_memory_mib,
             self.saved_start.isChecked(),
+            self.host.text().strip() or "auto",
         )
 
     def shown(self) -> None:
@@ -142,6 +151,7 @@ class GeneralPage(Page):
         self.memory.field.setValue(settings.memory_mib)
         self.disk.field.setValue(settings.disk_gib)
         self.saved_start.setChecked(settings.saved_start)
+        self.host.setText("" if settings.libvirt_uri == "auto" else settings.libvirt_uri)
         self._judge()
 
     def _saved(self) -> None:
