@@ -133,7 +133,7 @@ async def test_a_stream_that_nobody_reads_holds_up_itself_alone() -> None:
         for number in range(50):
             data = bytes([number]) * 200_000
             assert (await peer.unary("/t/echo", BytesMessage(data), BytesMessage)).data == data
-        assert services.sent < 20, "what is not read was sent all the same"
+        assert services.sent < 80, "what is not read was sent all the same"
 
 
 async def test_a_message_larger_than_the_limit_is_refused() -> None:

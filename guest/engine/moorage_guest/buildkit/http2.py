@@ -40,11 +40,13 @@ logging.getLogger("hpack").setLevel(logging.WARNING)
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-#: Bytes that a peer may send on one stream before they are read.
+#: Bytes that a peer may send on one stream before they are read: more where we choose how many streams there are, since a
+#: folder comes from afar, and over a slow tunnel no faster than a window for each round trip.
 STREAM_WINDOW = 256 << 10
+OWN_STREAM_WINDOW = 4 << 20
 
 #: Bytes on all streams together between two updates of the window; what waits to be read is bounded by the streams' windows.
-CONNECTION_WINDOW = 4 << 20
+CONNECTION_WINDOW = 16 << 20
 
 #: Streams that a peer may have open at once.
 MAX_STREAMS = 128
@@ -101,7 +103,7 @@ class Stream:
 
     def _credit(self, size: int) -> None:
         self._uncredited += size
-        if self._uncredited >= STREAM_WINDOW // 2 and not self._ended and self.gone is None:
+        if self._uncredited >= self._connection.stream_window // 2 and not self._ended and self.gone is None:
             size, self._uncredited = self._uncredited, 0
             self._connection.open_window(size, self.number)
 
@@ -197,10 +199,11 @@ class Connection(asyncio.Protocol):
             client_side=client, header_encoding=None, normalize_outbound_headers=False, validate_outbound_headers=False
         )
         self.client = client
+        self.stream_window = OWN_STREAM_WINDOW if client else STREAM_WINDOW
         self.closed = asyncio.Event()
         self._h2 = H2Connection(settings)
         values = {
-            SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            SettingCodes.INITIAL_WINDOW_SIZE: self.stream_window,
             SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
             SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
         }
