@@ -263,3 +263,30 @@ def test_requests_outlive_agent_and_daemon_one_after_the_other(supervised: Moore
         idle.sendall(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer(idle).endswith(b"OK")
     supervised.docker("rm", "slow")
+
+
+def test_agent_and_daemon_killed_at_once_end_what_they_answered_and_nothing_else(supervised: Moored) -> None:
+    script = "i=0; while [ ! -e /stop ]; do i=$((i+1)); echo $i; usleep 5000; done; echo end $i"
+    supervised.docker("run", "-d", "--network=none", "--name", "prints", "busybox", "sh", "-c", script)
+    follower = supervised.docker_popen("logs", "-f", "prints")
+    attached = supervised.docker_popen("attach", "--no-stdin", "prints")
+    assert follower.stdout is not None and attached.stdout is not None
+    first = int(attached.stdout.readline())
+    assert follower.stdout.readline() == b"1\n"
+    inode = supervised.socket.stat().st_ino
+    assert supervised.process is not None
+    agent = supervised.sandbox.run("pgrep", "-x", "moorage-agent").stdout.split()[0]
+    supervised.sandbox.run("kill", "-9", agent, str(supervised.daemon_pid()))
+    supervised.process.wait(DEADLINE)
+    follower.communicate(timeout=DEADLINE)  # it is told, and does not hang
+    waiting = supervised.docker_popen("ps", "-q")  # nobody is there: it waits
+    supervised.spawn()
+    listed, err = waiting.communicate(timeout=DEADLINE)
+    assert (waiting.returncode, listed.count(b"\n")) == (0, 1), err
+    assert supervised.socket.stat().st_ino == inode
+    supervised.docker("exec", "prints", "touch", "/stop", check=False)
+    shown, _ = attached.communicate(timeout=DEADLINE)
+    *lines, end = shown.decode().splitlines()
+    assert lines == [str(number) for number in range(first + 1, int(end.removeprefix("end ")) + 1)]
+    assert supervised.docker("logs", "prints").splitlines()[-1] == end
+    supervised.docker("rm", "prints")
