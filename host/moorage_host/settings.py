@@ -42,7 +42,9 @@ class Settings(BaseModel):
         SavedStartSetting,
         Field(description="Start from the state saved at the first start instead of booting; auto does with tcg"),
     ] = "auto"
-    libvirt_uri: Annotated[str, Field(min_length=1, description="libvirt connection, or auto")] = "auto"
+    libvirt_uri: Annotated[
+        str, Field(min_length=1, description="libvirt connection, also qemu+ssh://user@host/system, or auto")
+    ] = "auto"
     image: Annotated[str, Field(description="Folder of the guest image, or auto")] = "auto"
 
     @field_validator("image")

@@ -19,7 +19,9 @@ def start(
     ] = None,
     accelerator: Annotated[str | None, typer.Option(help="auto, kvm, hvf or tcg.")] = None,
     image: Annotated[str | None, typer.Option(help="Folder of the guest image, or auto.")] = None,
-    libvirt_uri: Annotated[str | None, typer.Option(help="libvirt connection, or auto.")] = None,
+    libvirt_uri: Annotated[
+        str | None, typer.Option(help="libvirt connection, also qemu+ssh://user@host/system, or auto.")
+    ] = None,
 ) -> None:
     """Start the machine and wait until the engine answers. Options are kept as settings."""
     changes: dict[str, Any] = {
