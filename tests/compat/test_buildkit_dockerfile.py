@@ -10,6 +10,7 @@ import pytest
 from tests.compat.test_buildkit import build, environment, run, write
 from tests.support import buildx
 from tests.support.moored import Moored, wait_for
+from tests.support.registry import PASSWORD, USER, basic_auth, registry
 
 pytestmark = pytest.mark.root
 
@@ -147,7 +148,7 @@ def test_a_daemon_that_is_killed_takes_secrets_and_mounts_of_its_builds_along(
     moored.start()
     wait_for("the container's layer to go", lambda: not list((moored.data_root / "mounts").iterdir()))
     assert not re.search(r"private-|bound-", moored.sandbox.run("cat", "/proc/mounts").stdout)
-    assert list((moored.data_root / "tmp" / "images").iterdir()) == []
+    wait_for("what was removed to be gone", lambda: not list((moored.data_root / "tmp" / "images").iterdir()))
     assert (
         run(
             moored,
@@ -184,3 +185,35 @@ def test_an_image_is_a_cache_for_another_engine(moored: Moored, tmp_path: Path) 
     assert moored.docker("image", "inspect", "-f", "{{.Id}}", "built:1") == image
     assert moored.api.get("/system/df").json["BuildCache"] == [], "an image's word on its layers is no other build's"
     assert " CACHED\n" in build(moored, context, "--cache-from", "cache:1")
+
+
+def test_a_base_is_looked_up_each_time_and_is_no_image_of_the_engine(fresh_moored: Moored, tmp_path: Path) -> None:
+    moored = fresh_moored
+    with registry(tmp_path / "registry", basic_auth(tmp_path), sandbox_command=moored.sandbox.command()) as closed:
+        base = f"{closed.host}/base:1"
+        moored.docker("login", "-u", USER, "-p", PASSWORD, closed.host)
+
+        def push(text: str) -> None:
+            classic = folder(tmp_path, text, f"FROM busybox\nRUN echo {text} > /which\n")
+            moored.docker("build", "-t", base, str(classic))
+            moored.docker("push", base)
+            moored.docker("rmi", base)
+
+        push("first")
+        before = moored.docker("images", "-aq")
+        context = folder(tmp_path, "on-it", f"FROM {base}\nRUN cat /which\n")
+        assert " first\n" in build(moored, context, "--output", f"type=tar,dest={tmp_path / 'out.tar'}")
+        assert moored.docker("images", "-aq") == before
+        assert " CACHED\n" in build(moored, context, "--output", f"type=tar,dest={tmp_path / 'out.tar'}")
+        moored.kill()
+        moored.start()
+        assert " CACHED\n" in build(moored, context, "--output", f"type=tar,dest={tmp_path / 'out.tar'}")
+        push("second")
+        assert " second\n" in build(moored, context, "--output", f"type=tar,dest={tmp_path / 'out.tar'}")
+        assert f"pulled from {base}" in str(moored.api.get("/system/df").json["BuildCache"])
+        moored.docker("builder", "prune", "--all", "--force")
+        assert moored.api.get("/system/df").json["BuildCache"] == []
+        moored.docker("logout", closed.host)
+        done = run(moored, "buildx", "build", str(context))
+        assert done.returncode != 0
+        assert f"{base}: failed to resolve source metadata for {base}: " in done.stderr

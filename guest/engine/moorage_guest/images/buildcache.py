@@ -1,6 +1,6 @@
-"""What builds in BuildKit's way leave for the next: layers by what they were made of, and the folders of RUN --mount=type=cache.
+"""What builds in BuildKit's way leave for the next: layers by what they were made of, images they were built on, cache folders.
 
-Both stay until they are pruned. What goes into a key is for `images.build`. Look-ups read memory; the rest says that it blocks.
+All stay until they are pruned. What goes into a key is for `images.build`. Look-ups read memory; the rest says that it blocks.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moorage_guest.images.image import LayerBlob, now, parse_time
+from moorage_guest.images.image import Image, LayerBlob, now, parse_time
 from moorage_guest.images.layers import tree_size
 from moorage_guest.images.layerstore import remove_tree
 from moorage_guest.images.store import Images
@@ -25,6 +25,7 @@ from moorage_guest.store import Store
 log = logging.getLogger(__name__)
 
 KIND = "buildcache"
+BASE_KIND = "buildbase"
 FOLDER_KIND = "buildfolder"
 
 #: What the records are called by `docker buildx du`.
@@ -38,6 +39,20 @@ class Cached:
     id: str
     key: str
     layer: LayerBlob
+    chain: tuple[str, ...]
+    description: str
+    created: str
+    used: str = ""
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Base:
+    """An image that was fetched to be built on, and is none of the engine's. ``key`` is its configuration's digest."""
+
+    id: str
+    key: str
+    layers: tuple[LayerBlob, ...]
     chain: tuple[str, ...]
     description: str
     created: str
@@ -78,9 +93,10 @@ class BuildCache:
         self._store = store
         self._images = images
         self._by_key: dict[str, Cached] = {}
+        self._bases: dict[str, Base] = {}
         self._folders: dict[str, Folder] = {}
         self._busy: dict[str, _Lock] = {}
-        self._bases: set[tuple[str, ...]] = set()
+        self._began: set[tuple[str, ...]] = set()
         self._lock = threading.RLock()
 
     # -- start --------------------------------------------------------------------------------------------------------
@@ -98,13 +114,25 @@ class BuildCache:
                 log.error("record %s of the build cache is damaged (%s): dropped", record_id, error)
                 self._store.delete(KIND, record_id)
                 continue
-            there = all(self._images.layer_store.get(chain_id) is not None for chain_id in known.chain)
-            if not there or not self._images.content.has(known.layer.digest):
+            if not self._is_whole(known):
                 log.info("step %s of the build cache has lost its layers: dropped", known.description)
                 self._store.delete(KIND, record_id)
                 continue
             self._hold(known)
             self._by_key[known.key] = known
+        for record_id, record in self._store.all(BASE_KIND).items():
+            try:
+                layers = tuple(LayerBlob(**each) for each in record["layers"])
+                base = Base(**{**_without_version(record), "layers": layers, "chain": tuple(record["chain"])})
+            except (KeyError, TypeError) as error:
+                log.error("record %s of a base is damaged (%s): dropped", record_id, error)
+                self._store.delete(BASE_KIND, record_id)
+                continue
+            if not self._is_whole(base):
+                self._store.delete(BASE_KIND, record_id)
+                continue
+            self._hold(base)
+            self._bases[base.key] = base
         for record_id, record in self._store.all(FOLDER_KIND).items():
             try:
                 folder = Folder(**_without_version(record))
@@ -119,10 +147,15 @@ class BuildCache:
                     log.info("removing %s, which belongs to no record of the build cache", entry)
                     remove_tree(entry)
 
-    def _hold(self, known: Cached) -> None:
+    def _is_whole(self, known: Cached | Base) -> bool:
+        """Whether everything of it is still on the disk."""
+        unpacked = all(self._images.layer_store.get(chain_id) is not None for chain_id in known.chain)
+        return unpacked and all(self._images.content.has(digest) for digest in _content(known))
+
+    def _hold(self, known: Cached | Base) -> None:
         owner = f"cache:{known.id}"
         self._images.layer_store.holds.hold(owner, known.chain)
-        self._images.content.holds.hold(owner, [known.layer.digest])
+        self._images.content.holds.hold(owner, _content(known))
 
     # -- layers -------------------------------------------------------------------------------------------------------
 
@@ -152,15 +185,27 @@ class BuildCache:
 
     def began_with(self, chain: Sequence[str]) -> bool:
         """Whether a build of this daemon began with an image of these layers before; the next time it did."""
-        known = tuple(chain) in self._bases
-        self._bases.add(tuple(chain))
+        known = tuple(chain) in self._began
+        self._began.add(tuple(chain))
         return known
 
     def _put(self, known: Cached) -> None:
         self._store.put(KIND, known.id, {"version": 1, **asdict(known)})
 
-    def _forget(self, known: Cached) -> None:
-        self._store.delete(KIND, known.id)
+    def keep_base(self, image: Image, description: str) -> None:
+        """Keep an image that was fetched for a build, which holds it. Blocks for the disk."""
+        with self._lock:
+            stamp = now()
+            base = self._bases.get(image.id)
+            if base is None:
+                base = Base(secrets.token_hex(13), image.id, image.layers, image.chain, description, stamp)
+                self._hold(base)
+            base = replace(base, used=stamp, count=base.count + 1)
+            self._bases[image.id] = base
+            self._store.put(BASE_KIND, base.id, {"version": 1, **asdict(base)})
+
+    def _forget(self, known: Cached | Base) -> None:
+        self._store.delete(KIND if isinstance(known, Cached) else BASE_KIND, known.id)
         self._images.layer_store.holds.release(f"cache:{known.id}")
         self._images.content.holds.release(f"cache:{known.id}")
 
@@ -225,18 +270,26 @@ class BuildCache:
         """Return what there is as GET /system/df shows it. Blocks for the disk."""
         with self._lock:
             layers, folders = list(self._by_key.values()), list(self._folders.values())
+            bases = list(self._bases.values())
         parents = {known.chain[-1]: known.id for known in layers}
         found = []
         for known in layers:
             parent = parents.get(known.chain[-2]) if len(known.chain) > 1 else None
-            shared = any(owner.startswith("image:") for owner in self._images.layer_store.holds.owners(known.chain[-1]))
             size = self._images.layer_store.size(known.chain[-1:])
-            found.append(_shown(known, REGULAR, size, shared=shared, parents=[parent] if parent else None))
+            found.append(
+                _shown(known, REGULAR, size, shared=self._is_shared(known), parents=[parent] if parent else None)
+            )
+        for base in bases:
+            found.append(_shown(base, REGULAR, self._images.layer_store.size(base.chain), shared=self._is_shared(base)))
         for folder in folders:
             path = self._root / folder.id
             size = tree_size(path) if path.is_dir() else 0
             found.append(_shown(folder, MOUNT, size, in_use=folder.id in self._busy))
         return found
+
+    def _is_shared(self, known: Cached | Base) -> bool:
+        owners = self._images.layer_store.holds.owners(known.chain[-1]) if known.chain else []
+        return any(owner.startswith("image:") for owner in owners)
 
     def prune(self, chosen: Iterable[str]) -> tuple[list[str], int]:
         """Remove records by id unless they are in use; returns the ids and the bytes freed. Blocks for the disk."""
@@ -249,6 +302,10 @@ class BuildCache:
                 del self._by_key[known.key]
                 self._forget(known)
                 done.append(known.id)
+            for base in [each for each in self._bases.values() if each.id in wanted]:
+                del self._bases[base.key]
+                self._forget(base)
+                done.append(base.id)
             doomed = [each for each in self._folders.values() if each.id in wanted and each.id not in self._busy]
             for folder in doomed:
                 del self._folders[folder.id]
@@ -268,7 +325,7 @@ class BuildCache:
 
 
 def _shown(
-    known: Cached | Folder,
+    known: Cached | Base | Folder,
     kind: str,
     size: int,
     *,
@@ -281,6 +338,11 @@ def _shown(
         "Shared": shared, "Size": size, "CreatedAt": known.created, "LastUsedAt": known.used or None,
         "UsageCount": known.count,
     }  # fmt: skip
+
+
+def _content(known: Cached | Base) -> list[str]:
+    """Return the digests of the blobs that it needs."""
+    return [known.layer.digest] if isinstance(known, Cached) else [known.key, *(layer.digest for layer in known.layers)]
 
 
 def _without_version(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,36 @@ async def pull(
             ) from None
 
 
+async def take(
+    images: Images,
+    reference: names.Reference,
+    progress: Progress,
+    *,
+    credentials: Credentials,
+    platform: Platform | None,
+    owner: str,
+) -> Image:
+    """Fetch an image for ``owner``, who holds its configuration and layers, without that it becomes one of the engine's.
+
+    What is here already is not fetched again. Raises as `pull`.
+    """
+    async with Registry(reference, images.registries, credentials) as registry:
+        try:
+            _, manifest = await find_manifest(registry, reference.with_default_tag(), platform)
+            document = _image_manifest(manifest, reference)
+            raw, layers = await _contents(images, registry, document, platform, owner, progress, reference)
+            await asyncio.to_thread(_forget_halves, images, [layer.digest for layer in layers])
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        except Unauthorized as error:
+            raise NotFound(
+                f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
+                f"'docker login': {error}"
+            ) from None
+    chain = chain_ids(layer.diff_id for layer in layers)
+    return Image(str(document["config"]["digest"]), media.parse_document(raw), tuple(layers), tuple(chain), "")
+
+
 async def find_manifest(
     registry: Registry, reference: names.Reference, platform: Platform | None
 ) -> tuple[list[Manifest], Manifest]:
@@ -80,12 +110,7 @@ async def _pull_one(
     images: Images, registry: Registry, reference: names.Reference, progress: Progress, platform: Platform | None
 ) -> Image:
     above, manifest = await find_manifest(registry, reference, platform)
-    document = manifest.document()
-    if document.get("schemaVersion") != 2 or not isinstance(document.get("config"), dict):
-        raise RegistryError(
-            f"manifest of {reference.familiar} is of a kind that is not supported "
-            f"({manifest.media_type or 'unknown'}): only Docker schema 2 and OCI images are"
-        )
+    document = _image_manifest(manifest, reference)
     progress({"status": f"Pulling from {reference.path}", "id": reference.digest or reference.tag})
     top = above[0] if above else manifest
     async with _working(images) as owner:
@@ -114,6 +139,17 @@ async def _pull_one(
     progress({"status": f"Status: {state} {reference.familiar}"})
     images.publish("pull", image, reference.familiar)
     return image
+
+
+def _image_manifest(manifest: Manifest, reference: names.Reference) -> dict[str, Any]:
+    """Return what a manifest says when it is an image's. Raises RegistryError."""
+    document = manifest.document()
+    if document.get("schemaVersion") != 2 or not isinstance(document.get("config"), dict):
+        raise RegistryError(
+            f"manifest of {reference.familiar} is of a kind that is not supported "
+            f"({manifest.media_type or 'unknown'}): only Docker schema 2 and OCI images are"
+        )
+    return document
 
 
 @asynccontextmanager

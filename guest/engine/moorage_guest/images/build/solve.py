@@ -175,16 +175,19 @@ class _Solve:
             fits = image is not None and (platform is None or platform.matches(_platform_of(image)))
             if image is None or not fits or self.request.pull:
                 try:
-                    image = await self._pulled(reference, platform, task)
+                    image = await self._fetched(reference, platform, task)
                 except EngineError as error:
                     raise BuildError(
                         f"{name}: failed to resolve source metadata for {reference}: {error}", source=source
                     ) from error
-            self.site.images.hold_for(self.owner, image)
+                await finished(asyncio.to_thread(self.site.cache.keep_base, image, f"pulled from {reference}"))
+            else:
+                self.site.images.hold_for(self.owner, image)
         built = Built(image.document, image.layers, image.chain, platforms.this_platform(), self.owner)
         return Origin(image=built, name=str(reference))
 
-    async def _pulled(self, reference: names.Reference, platform: platforms.Platform | None, task: Task) -> Image:
+    async def _fetched(self, reference: names.Reference, platform: platforms.Platform | None, task: Task) -> Image:
+        """Take an image from its registry, which is asked each time for what the name means now."""
         host = DEFAULT_HOST if reference.domain == names.DEFAULT_DOMAIN else reference.domain
         credentials = await self.session.credentials(host)
 
@@ -193,8 +196,9 @@ class _Solve:
             if message.get("id") and isinstance(detail, dict) and detail.get("current"):
                 task.status(str(message["id"]), int(detail["current"]), int(detail.get("total") or 0))
 
-        found = await pulling.pull(self.site.images, reference, progress, credentials=credentials, platform=platform)
-        return found[0]
+        return await pulling.take(
+            self.site.images, reference, progress, credentials=credentials, platform=platform, owner=self.owner
+        )
 
     # -- carrying out -------------------------------------------------------------------------------------------------
 
@@ -204,8 +208,11 @@ class _Solve:
         for name in self.request.cache_from:
             with contextlib.suppress(BuildError), self.board.task(f"importing cache manifest from {name}") as task:
                 reference = names.parse(name).with_default_tag()
-                image = self.site.images.find(name) or await self._pulled(reference, self.request.platform, task)
-                self.site.images.hold_for(self.owner, image)
+                image = self.site.images.find(name)
+                if image is None:
+                    image = await self._fetched(reference, self.request.platform, task)
+                else:
+                    self.site.images.hold_for(self.owner, image)
                 found.update(_steps_of(image))
         return found
 
