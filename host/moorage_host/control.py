@@ -27,7 +27,7 @@ from moorage_host.machine import console
 from moorage_host.machine.lifecycle import RUNNING, State
 from moorage_host.machine.machine import Machine, Power
 from moorage_host.machine.place import Progress
-from moorage_host.machine.saved import Plan
+from moorage_host.machine.preparing import Preparations
 from moorage_host.paths import Paths
 from moorage_host.ports import prepare
 from moorage_host.session import Session
@@ -49,7 +49,6 @@ RECONNECT = 30.0  # seconds that a question to the guest waits for the connectio
 ADOPTION = 10.0  # seconds that the first status waits for libvirt
 MEETING_PERIOD = 0.3
 RESTORED = 60.0  # seconds in which a restored guest answers; two are usual
-HOLDING = 120.0  # seconds after which the guest is asked though the console has not said that it is held
 IMPATIENCE = 20.0  # seconds after which SSH is tried though the console has not said that sshd starts
 
 
@@ -61,7 +60,7 @@ class Controller:
         self._docker_config = docker_config
         self._settings = Settings()
         self._booted_with: Settings | None = None
-        self._plan = Plan.BOOT  # of the start under way
+        self._restored = False  # and the guest's engine has not answered since
         self._unproven = False  # found running, has not answered yet: libvirt may find that it was never whole
         self._berth = Berth(paths, machine)
         self._standing = Standing()
@@ -70,6 +69,7 @@ class Controller:
         self._ports: list[PublishedPort] = []
         self._ways = Ways(paths, self._ports_changed)
         self._prepared: asyncio.Task[None] | None = None
+        self._preparations = Preparations()  # of coming starts
         self._reconciled = False
         self._operation = asyncio.Lock()
         self._doing = ""
@@ -90,7 +90,7 @@ class Controller:
     @property
     def busy(self) -> bool:
         """Whether something is going on that a backend without clients must not walk away from."""
-        return self._operation.locked() or self.state in RUNNING
+        return self._operation.locked() or self.state in RUNNING or self._preparations.busy
 
     @property
     def paths(self) -> Paths:
@@ -166,6 +166,7 @@ class Controller:
             return
         found = self.settings()
         if self.state not in RUNNING:
+            await self._preparations.end()
             machine = self._machine_for(found)
             self._standing.move(State.STARTING)
             self._standing.message = self._standing.warning = self._config_problem = ""
@@ -177,7 +178,7 @@ class Controller:
                 raise
             self._standing.warning = started.warning
             self._unproven = False
-            self._plan = started.plan
+            self._restored = started.restored
             self._booted_with = found
             self._boot_began = time.monotonic()
             self._standing.say("waiting for the guest", progress)
@@ -185,14 +186,15 @@ class Controller:
         elif self.state is State.PAUSED:
             await self._go_on(progress)
         self._wake.set()
-        deadline = READY_DEADLINE * (2 if self._plan is Plan.SAVE else 1)  # then it comes up twice
-        await self._standing.until(lambda: self.state is State.READY or self.state not in RUNNING, deadline, progress)
+        await self._standing.until(
+            lambda: self.state is State.READY or self.state not in RUNNING, READY_DEADLINE, progress
+        )
         if self._unproven and self.state not in RUNNING:
             self._unproven = False
             await self._start(progress)
             return
         if self._standing.state is not State.READY:
-            if self._plan is not Plan.BOOT:
+            if self._restored:
                 self._machine_for(found).distrust_saved()
             raise self._not_ready()
         self._make_context()
@@ -226,6 +228,8 @@ class Controller:
         """Stop the containers (each by its stop signal), then the machine. Idempotent."""
         async with self._exclusively("stopping the machine"):
             await self._stop(progress, timeout)
+            if self._berth.machine is not None and self.state is State.STOPPED:  # nobody waits for it now
+                self._preparations.begin(self._berth.machine.preparation())
 
     async def _stop(self, progress: Progress, timeout: float) -> None:
         if self.state not in RUNNING:
@@ -263,6 +267,7 @@ class Controller:
         self._unproven = False
         machine = self._machine_for(self._settings)
         self._standing.say("cutting the machine's power", progress)
+        await self._preparations.end()
         await machine.kill(self._settings.name)
         self._went_off("its power was cut")
 
@@ -271,6 +276,7 @@ class Controller:
         async with self._exclusively("deleting the machine"):
             await self._stop(progress, STOP_TIMEOUT)
             self._standing.say("removing the machine and its disk", progress)
+            await self._preparations.end()
             await self._machine_for(self.settings()).delete(self._settings.name)
             docker_context.remove(self._docker_config, self._settings.name)
             self._standing.warning = self._standing.message = ""
@@ -346,6 +352,7 @@ class Controller:
                     await asyncio.wait_for(self._wake.wait(), pause)
         finally:
             self._close_session()
+            await self._preparations.end()
             await self._berth.close()
 
     def _pause(self) -> float:
@@ -374,6 +381,8 @@ class Controller:
         if not self._paths.machine_record.exists():
             return True
         machine = self._machine_for(found)
+        if not self._preparations.busy:
+            await machine.end_preparation()
         power = await machine.power(found.name)
         if again and self._operation.locked():
             return False
@@ -450,7 +459,7 @@ class Controller:
         except BaseException as error:
             self._fail(error)
             raise
-        self._plan = started.plan
+        self._restored = started.restored
         self._boot_began = time.monotonic()
         self._standing.warning = warning
         self._standing.tell()
@@ -461,16 +470,14 @@ class Controller:
         if not session.connected:
             if self._lost_if_gone():
                 self._standing.note("the connection to the guest broke; connecting again")
-            awaited, patience = console.SSHD_STARTS, IMPATIENCE
-            if self._plan is Plan.SAVE:  # questions before that would only keep it from getting there
-                awaited, patience = console.HELD, HOLDING
-            if not console.said(self._paths.console_log, awaited) and now - self._boot_began < patience:
+            started = console.said(self._paths.console_log, console.SSHD_STARTS)
+            if not started and now - self._boot_began < IMPATIENCE:
                 return
             try:
                 await session.connect()
             except HostError as error:
                 self._standing.note(error.message)
-                if self._plan is Plan.RESTORE and now - self._boot_began > RESTORED:
+                if self._restored and now - self._boot_began > RESTORED:
                     self._machine_for(self._settings).distrust_saved()
                     await self._boot_instead(f"the restored machine does not answer within {RESTORED:.0f} s")
                 return
@@ -488,8 +495,8 @@ class Controller:
             if answered and self.state is State.BOOTED:
                 self._standing.move(State.READY)
                 self._standing.step = self._standing.message = ""
-                if self._plan is Plan.RESTORE:
-                    self._plan = Plan.BOOT
+                if self._restored:
+                    self._restored = False
                     self._machine_for(self._settings).trust_saved()
                 self._standing.tell()
                 self._ways.follow_ports()
@@ -529,32 +536,12 @@ class Controller:
         self._standing.tell()
 
     async def _let_go(self, session: Session) -> None:
-        """Release a held guest; one that is to be saved at that point is saved and restored first, and then held still."""
-        if self._plan is not Plan.SAVE:
-            try:
-                await session.release()
-            except HostError as error:
-                self._standing.note(f"the guest cannot go on: {error.message}")
-            self._last_meeting = 0.0
-            return
-        self._plan = Plan.BOOT
-        machine, name = self._machine_for(self._settings), self._settings.name
-        self._standing.say("saving the machine for quicker starts", None)
-        session.drop()
+        """Release a held guest."""
         try:
-            saved = await machine.save(name)
-            if self.state not in RUNNING:
-                return  # its power was cut meanwhile
-            if saved:
-                self._standing.say("restoring the machine", None)
-                await machine.restore(name)
-                self._plan = Plan.RESTORE
+            await session.release()
         except HostError as error:
-            await self._boot_instead(error.message)
-            return
-        self._boot_began = time.monotonic()
-        self._standing.move(State.STARTING)
-        self._standing.say("waiting for the guest", None)
+            self._standing.note(f"the guest cannot go on: {error.message}")
+        self._last_meeting = 0.0
 
     async def _boot_instead(self, why: str) -> None:
         """Give the saved state up and boot."""

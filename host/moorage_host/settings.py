@@ -40,7 +40,9 @@ class Settings(BaseModel):
     ] = "auto"
     saved_start: Annotated[
         SavedStartSetting,
-        Field(description="Start from the state saved at the first start instead of booting; auto does with tcg"),
+        Field(
+            description="Start from a state that is saved when the machine has been stopped, instead of booting; auto does with tcg"
+        ),
     ] = "auto"
     libvirt_uri: Annotated[
         str, Field(min_length=1, description="libvirt connection, also qemu+ssh://user@host/system, or auto")

@@ -15,11 +15,11 @@ from moorage_host.paths import user_paths
 
 from tests.support.host import user_home
 from tests.support.system_libvirt import owner_of_qemu
-from tests.support.vm import image_folder
+from tests.support.vm import image_folder, wait_saved
 
 
 def main() -> None:
-    """Start a machine, stop and delete it."""
+    """Start a machine, stop it, start it from its saved state, stop and delete it."""
     with user_home() as home:
         for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
             folder = home / name.lower()
@@ -34,6 +34,9 @@ def main() -> None:
             "user": os.getuid(),
             "qemu_user": owner_of_qemu(json.loads(user_paths().machine_record.read_text())["uuid"]),
         }
+        client.stop()
+        wait_saved(user_paths())
+        client.start()
         seen["restored"] = "saved here; restored" in user_paths().console_log.read_text(errors="replace")
         client.stop()
         seen["stopped"] = client.status().state

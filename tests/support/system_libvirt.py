@@ -23,7 +23,7 @@ from moorage_host.client import Client
 from moorage_host.paths import user_paths
 
 from tests.support.host import user_home
-from tests.support.vm import image_folder
+from tests.support.vm import image_folder, wait_saved
 
 COVERED = ("/run", "/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 SOCKET = Path("/run/libvirt/libvirt-sock")
@@ -78,7 +78,7 @@ def owner_of_qemu(uuid: str) -> int:
 
 
 def main() -> None:
-    """Start a machine by the system daemon, start the daemon anew, stop and delete the machine."""
+    """Start a machine by the system daemon, start the daemon anew, start the machine from its saved state, delete it."""
     cover()
     seen: dict[str, object] = {}
     with user_home(), daemon("virtlogd", Path("/run/libvirt/virtlogd-sock")):
@@ -92,7 +92,9 @@ def main() -> None:
             seen |= {"domain": domain.name(), "qemu_user": owner_of_qemu(domain.UUIDString())}
             connection.close()
         with daemon("libvirtd", SOCKET):
-            client.restart()
+            client.stop()
+            wait_saved(user_paths())
+            client.start()
             seen["restarted"] = client.status().state
             seen["restored"] = "saved here; restored" in user_paths().console_log.read_text(errors="replace")
             client.delete()

@@ -18,6 +18,7 @@ from moorage_host.paths import Paths, user_paths
 from moorage_images.build import build_image, is_current
 
 from tests.support.host import backend_pid, user_home, wait_ended
+from tests.support.moored import wait_for
 
 CHECKOUT = Path(__file__).parents[2]
 IMAGE = CHECKOUT / ".cache" / "image"
@@ -104,6 +105,11 @@ def moorage(*arguments: str, timeout: float = 240, stdin: str | None = None) -> 
         timeout=timeout,
         input=stdin if stdin is not None else "",
     )
+
+
+def wait_saved(paths: Paths) -> None:
+    """Until the machine, which has been stopped, has the saved state that its next start goes on from."""
+    wait_for("the saved state", lambda: paths.saved_state.exists() and not any(paths.machine.glob("*.new")), 300)
 
 
 @contextlib.contextmanager

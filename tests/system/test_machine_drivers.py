@@ -43,4 +43,4 @@ def test_ordinary_user_needs_no_rights() -> None:
     user = pwd.getpwnam("nobody").pw_uid
     assert (found["uri"], found["state"]) == ("qemu:///session", "ready")
     assert (found["user"], found["qemu_user"], found["stopped"]) == (user, user, "stopped")
-    assert found["restored"]  # by the first start, which saved
+    assert found["restored"]

@@ -1,4 +1,4 @@
-"""A saved start: the second start goes on from what the first one saved, and is a new boot in all that matters."""
+"""A saved start: what is saved after a stop is what the next start goes on from, a new boot in all that matters."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from moorage_host.client import Client
 
 from tests.support.host import wait_ended
 from tests.support.images import BUSYBOX_IMAGE, busybox_archive
-from tests.support.vm import Vm, vm_of_its_own
+from tests.support.moored import wait_for
+from tests.support.vm import Vm, vm_of_its_own, wait_saved
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
@@ -40,11 +41,12 @@ def look(vm: Vm) -> Seen:
 
 @pytest.fixture(scope="module")
 def vm() -> Iterator[Vm]:
-    """A machine that has been started once, has saved itself then, and runs a container that comes back."""
+    """A machine that has been started once, by booting, and runs a container that comes back."""
     with vm_of_its_own(accelerator="tcg") as found:
         steps: list[str] = []
         found.client.start(steps.append)
-        assert any("saving" in step for step in steps), steps
+        assert not any("restoring" in step for step in steps), steps
+        assert not list(found.paths.machine.glob("saved.*")), "the first start does not save"
         found.docker("load", "-i", str(busybox_archive()))
         found.docker("run", "-d", "--name", "kept", "--restart", "always", BUSYBOX_IMAGE, "sleep", "1000000")
         yield found
@@ -66,10 +68,14 @@ def test_each_start_is_a_new_boot_with_the_right_time_and_the_data_of_the_last(v
     seen = [look(vm)]
     vm.run("echo in order > /var/lib/moorage/mark")
     vm.client.stop()
+    last_words = vm.paths.console_log.read_text(errors="replace")
+    wait_saved(vm.paths)
+    assert vm.paths.console_log.read_text(errors="replace") == last_words
+    assert vm.status().state == "stopped"
     assert vm.paths.saved_state.stat().st_mode & 0o777 == 0o600
     steps: list[str] = []
     began = vm.client.start(steps.append).since
-    assert any("restoring" in step for step in steps) and not any("saving" in step for step in steps), steps
+    assert any("restoring" in step for step in steps), steps
     assert vm.run("cat /var/lib/moorage/mark") == "in order\n"
     seen.append(look(vm))
     wait_container(vm)
@@ -93,7 +99,7 @@ def test_console_tells_of_both_boot_and_restore(vm: Vm) -> None:
     assert places == sorted(places), text
 
 
-def test_damaged_state_gives_way_to_a_boot_with_one_warning_and_is_made_anew(vm: Vm) -> None:
+def test_damaged_state_gives_way_to_a_boot_with_one_warning(vm: Vm) -> None:
     vm.client.stop()
     before = vm.paths.saved_state.stat()
     with vm.paths.saved_state.open("r+b") as file:
@@ -106,20 +112,48 @@ def test_damaged_state_gives_way_to_a_boot_with_one_warning_and_is_made_anew(vm:
     assert len([step for step in steps if "boots instead" in step]) == 1, steps
     assert not restored(vm) and not vm.paths.saved_state.exists()
     wait_container(vm)
+
+
+def wait_preparing(vm: Vm) -> None:
+    """Until the machine that is off is being prepared, and its guest boots."""
+    console = vm.paths.machine / "saved.console.new"
+    wait_for("the preparation", lambda: console.exists() and console.stat().st_size > 0, 300)
+
+
+def test_start_in_the_middle_of_a_preparation_boots_and_leaves_nothing_of_it(vm: Vm) -> None:
     vm.client.stop()
+    wait_preparing(vm)
+    assert vm.status().state == "stopped"
+    steps: list[str] = []
+    assert vm.client.start(steps.append).state == "ready"
+    assert not restored(vm) and not vm.status().warning
+    assert not list(vm.paths.machine.glob("saved.*.new"))
+    wait_container(vm)
 
 
-@pytest.mark.parametrize("moment", ["saving the machine", "restoring the machine"])
-def test_start_works_after_a_backend_that_was_killed_in_the_middle_of_one(vm: Vm, moment: str) -> None:
+def test_machine_that_a_killed_backend_was_preparing_is_nobodys(vm: Vm) -> None:
+    vm.client.stop()
+    wait_preparing(vm)
+    backend = vm.status().backend.pid
+    os.kill(backend, signal.SIGKILL)
+    wait_ended(backend)
+    assert vm.status().state == "stopped"
+    assert not list(vm.paths.machine.glob("saved.*.new"))
+    assert vm.client.start().state == "ready"
+    assert not restored(vm)
+    wait_container(vm)
+
+
+def test_start_works_after_a_backend_that_was_killed_while_it_restored(vm: Vm) -> None:
     """Whatever it left of machine and files is taken over, or made anew."""
     vm.client.stop()
-    vm.paths.saved_state.unlink(missing_ok=True)
+    wait_saved(vm.paths)
     backend = vm.status().backend.pid
     there = threading.Event()
 
     def start() -> None:
         def step(text: str) -> None:
-            if moment in text:
+            if "restoring the machine" in text:
                 there.set()
 
         try:

@@ -22,7 +22,7 @@ from moorage_contract.image_manifest import Manifest
 from moorage_host.errors import ErrorCode, HostError
 from moorage_host.files import private_folder, write_atomically
 from moorage_host.link import keys
-from moorage_host.machine import accelerator, disk, domain_xml, forward, image, saved
+from moorage_host.machine import accelerator, disk, domain_xml, forward, image, preparing, saved
 from moorage_host.machine.accelerator import Circumstances
 from moorage_host.machine.connection import Connection
 from moorage_host.machine.here import Here
@@ -67,15 +67,15 @@ class Record:
 class Started:
     """How a start went. `warning` is one sentence when another accelerator was tried first and failed.
 
-    `fallback_seconds` is then how long it took from the first try until QEMU ran with tcg. `plan`: the guest of a machine that was
-    restored waits for its release, that of one to be saved for `save`.
+    `fallback_seconds` is then how long it took from the first try until QEMU ran with tcg. `restored`: the guest waits for its
+    release.
     """
 
     accelerator: str
     ssh_port: int
     warning: str
     fallback_seconds: float = 0.0
-    plan: saved.Plan = saved.Plan.BOOT
+    restored: bool = False
 
 
 class Machine:
@@ -90,6 +90,7 @@ class Machine:
         self._runs_since = 0.0  # monotonic, of the last start
         self._saved = saved.SavedState(paths)
         self._saved_key = ""  # of the start under way, or the last
+        self._to_save: domain_xml.Domain | None = None  # what to prepare a state of when the machine is off
 
     @property
     def connection(self) -> Connection:
@@ -136,6 +137,8 @@ class Machine:
         """
         private_folder(self._paths.machine)
         self._place.check()
+        self._to_save = None
+        await self.end_preparation()
         arch = await self._place.arch()
         folder = self._paths.image if settings.image == "auto" else Path(settings.image)
         program = await self._place.emulator(arch)
@@ -169,21 +172,25 @@ class Machine:
         )
         warning = ""
         began, fallback_seconds = time.monotonic(), 0.0
-        plan = saved.Plan.BOOT
-        if use_saved and self._place.saves:
-            plan = await self._plan(settings, dataclasses.replace(domain, held=True), manifest, now, pair)
-        domain = dataclasses.replace(domain, held=plan is not saved.Plan.BOOT)
+
+        async def planned(domain: domain_xml.Domain) -> saved.Plan:
+            if not (use_saved and self._place.saves):
+                return saved.Plan.BOOT
+            return await self._plan(settings, dataclasses.replace(domain, held=True), manifest, now, pair)
+
+        plan = await planned(domain)
+        domain = dataclasses.replace(domain, held=plan is saved.Plan.RESTORE)
         port = 0
         if plan is saved.Plan.RESTORE:
             try:
                 progress(f"restoring the machine ({choice.name})")
-                port = await self.restore(settings.name, domain)
+                port = await self.restore(domain)
             except HostError as error:
                 warning = f"{error.message}: the machine boots instead"
                 logger.warning("%s", warning)
                 progress(warning)
-                plan = saved.Plan.BOOT
                 domain = dataclasses.replace(domain, held=False)
+                plan = await planned(domain)
         try:
             if not port:
                 progress(f"starting the machine ({choice.name})")
@@ -195,10 +202,11 @@ class Machine:
             warning = f"{choice.name} does not work on this host ({error.message}); the machine runs with tcg, which is slower"
             logger.warning("%s", warning)
             progress(warning)
-            plan = saved.Plan.BOOT
             domain = dataclasses.replace(domain, accelerator="tcg", cpu_model="", held=False)
             port = await self._boot(domain, record, untried=False)
             fallback_seconds = self._runs_since - began
+            self._to_save = None
+            await planned(domain)
             logger.info("the machine ran with tcg %.1f s after the first try", fallback_seconds)
         self._write(
             dataclasses.replace(
@@ -211,7 +219,7 @@ class Machine:
                 accelerator_note=warning or choice.note,
             )
         )
-        return Started(domain.accelerator, port, warning, fallback_seconds, plan)
+        return Started(domain.accelerator, port, warning, fallback_seconds, plan is saved.Plan.RESTORE)
 
     async def _plan(
         self, settings: Settings, domain: domain_xml.Domain, manifest: Manifest, now: Circumstances, pair: keys.Keys
@@ -226,31 +234,24 @@ class Machine:
             self._saved_key = saved.key(domain, manifest, now, pair, library, disk.virtual_size(self._paths.disk))
             return self._saved.plan(self._saved_key)
 
-        return await asyncio.to_thread(look)
+        plan = await asyncio.to_thread(look)
+        if plan is saved.Plan.SAVE:
+            self._to_save = domain
+        return plan
 
-    async def save(self, name: str) -> bool:
-        """Save the running machine, whose guest is held, which ends it. False when that cannot be and the machine goes on.
+    def preparation(self) -> preparing.Preparation | None:
+        """What makes the saved state that the last start found missing, once; to be run when the machine is off. None: nothing to make."""
+        domain, self._to_save = self._to_save, None
+        if domain is None or domain.uuid != self.record().uuid:  # libvirt had it under another: the next start knows
+            return None
+        return preparing.Preparation(self._connection, self._saved, domain, self._saved_key)
 
-        Raises HostError when the machine is off and not saved.
-        """
+    async def end_preparation(self) -> None:
+        """Cut the power of a machine that an earlier backend was preparing, which nobody has started. Quiet when there is none."""
+        await preparing.end(self._connection, self._saved, self.record().uuid)
 
-        def write(connection: libvirt.virConnect) -> bool:
-            domain = self._own(connection, name)
-            return domain is not None and saved.save(domain, self._saved.staged)
-
-        try:
-            done = await self._connection.call(write, deadline=saved.DEADLINE)
-            if done:
-                await asyncio.to_thread(self._saved.keep, self._saved_key)
-        except HostError:
-            self._saved.failed(self._saved_key)
-            raise
-        if not done:
-            self._saved.failed(self._saved_key)
-        return done
-
-    async def restore(self, name: str, domain: domain_xml.Domain | None = None) -> int:
-        """Let the machine go on from its saved state; its SSH port. `domain` is defined first, when it is given.
+    async def restore(self, domain: domain_xml.Domain) -> int:
+        """Define the machine and let it go on from its saved state; its SSH port.
 
         Raises HostError when it cannot, with no machine running and the state removed.
         """
@@ -258,20 +259,17 @@ class Machine:
         preferred = self.record().ssh_port
 
         def run(connection: libvirt.virConnect) -> int:
-            if domain is not None and self._define(connection, domain) != domain.uuid:
+            if self._define(connection, domain) != domain.uuid:
                 raise HostError("it is another machine's")
             saved.restore(connection, self._saved.path)
-            present = self._own(connection, name)
-            if present is None:
-                raise HostError("it is another machine's")
-            return forward.ensure(present, self._place.unused_port, preferred)
+            return forward.ensure(connection.lookupByUUIDString(domain.uuid), self._place.unused_port, preferred)
 
         try:
             return await self._connection.call(run, deadline=saved.DEADLINE)
         except (HostError, libvirt.libvirtError) as error:
             self._saved.failed(self._saved_key)
             with contextlib.suppress(HostError):
-                await self.kill(name)
+                await self.kill(domain.name)
             raise HostError(f"the machine's saved state cannot be used ({_first_fault(str(error))})") from error
 
     def distrust_saved(self) -> None:

@@ -1,7 +1,7 @@
 """The saved start: the machine's state where every boot is alike, kept in one file that later starts go on from.
 
 The guest does its part in moorage_guest/agent/hold.py: it waits, before the data disk is mounted, for its release. What is here
-is the file, what it is valid for, and libvirt's two calls; when to make which is machine.py's and control.py's business.
+is the file, what it is valid for, and libvirt's two calls; preparing.py makes the file, when is machine.py's and control.py's business.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEADLINE = 300.0  # seconds for one of libvirt's calls; two are usual
 
 
 class Plan(Enum):
-    """How a start goes: `boot` and nothing else, boot and `save` for the next ones, or `restore`."""
+    """How a start goes: `boot` and nothing else, boot and have a state `save`d once the machine is off, or `restore`."""
 
     BOOT = "boot"
     SAVE = "save"
@@ -95,6 +95,25 @@ class SavedState:
         """Where libvirt writes; never restored from."""
         return self.path.with_name(self.path.name + ".new")
 
+    @property
+    def staged_console(self) -> Path:
+        """What a machine says that is being prepared. It is there for as long as one may run, whatever becomes of the backend."""
+        return self._paths.saved_console.with_name(self._paths.saved_console.name + ".new")
+
+    @property
+    def preparing(self) -> bool:
+        """Whether a machine that runs now may be one that is being prepared, and is nobody's yet."""
+        return self.staged_console.exists()
+
+    def begin_preparing(self) -> None:
+        """A machine is about to run that is to be saved."""
+        self.staged_console.write_bytes(b"")
+
+    def end_preparing(self) -> None:
+        """No machine runs; what is not whole is removed. Idempotent."""
+        self.staged.unlink(missing_ok=True)
+        self.staged_console.unlink(missing_ok=True)
+
     def plan(self, wanted_key: str) -> Plan:
         """What the next start can do. A state that is valid for something else is removed."""
         record = self._load()
@@ -118,7 +137,7 @@ class SavedState:
         """What libvirt has written is whole: the next starts may use it. Survives a power cut as all or nothing."""
         self.staged.chmod(0o600)
         self.staged.replace(self.path)
-        write_atomically(self._paths.saved_console, console.text(self._paths.console_log))
+        write_atomically(self._paths.saved_console, console.text(self.staged_console))
         failures = self._load().get("failures", 0)
         self._write({"key": new_key, "state": self._found(), "failures": failures})
 

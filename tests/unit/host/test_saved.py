@@ -42,10 +42,15 @@ def manifest(root: str = "r") -> Manifest:
 
 
 def written(state: SavedState, key: str) -> None:
-    """As after a start that saved."""
+    """As after a preparation."""
     assert state.plan(key) is Plan.SAVE
+    state.begin_preparing()
+    assert state.preparing
+    state.staged_console.write_text("the boot")
     state.staged.write_bytes(b"memory")
     state.keep(key)
+    state.end_preparing()
+    assert not state.preparing and not state.staged.exists()
 
 
 def test_whatever_the_memory_holds_or_qemu_must_find_again_changes_the_key(tmp_path: Path) -> None:
@@ -93,8 +98,9 @@ def test_auto_means_where_a_boot_is_slow(
 
 def test_whole_state_is_restored_by_its_own_key_alone(paths: Paths) -> None:
     state = SavedState(paths)
-    paths.console_log.write_text("the boot")
+    paths.console_log.write_text("what the machine said last")
     written(state, "one")
+    assert paths.console_log.read_text() == "what the machine said last"
     assert paths.saved_state.stat().st_mode & 0o777 == 0o600
     assert state.plan("one") is Plan.RESTORE
     state.continue_console()
