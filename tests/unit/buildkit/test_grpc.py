@@ -181,7 +181,7 @@ async def test_a_server_that_dies_fails_what_waits_for_it() -> None:
         async with asyncio.timeout(LONG):
             await asking
     with pytest.raises(PeerGone):
-        connection.request([(b":method", b"POST")])
+        await connection.request([(b":method", b"POST")])
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
@@ -227,14 +227,24 @@ async def test_a_peer_that_only_asks_and_never_listens_is_let_go() -> None:
                 await loop.sock_sendall(end, pings)
 
 
-async def test_more_streams_than_allowed_are_refused_and_the_others_go_on() -> None:
-    services = Services()
-    async with channel(services) as peer, contextlib.AsyncExitStack() as stack:
+async def test_a_call_beyond_what_the_peer_takes_waits_for_another_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "MAX_STREAMS", 8)
+    async with channel(Services()) as peer, contextlib.AsyncExitStack() as stack:
         await peer.unary("/t/echo", BytesMessage(), BytesMessage)
-        for _ in range(http2.MAX_STREAMS):
-            await stack.enter_async_context(peer.stream("/t/wait"))
-        with pytest.raises(PeerGone, match="cannot open a stream"):
-            await stack.enter_async_context(peer.stream("/t/wait"))
+        streams = [await stack.enter_async_context(peer.stream("/t/wait")) for _ in range(8)]
+        later = [
+            asyncio.ensure_future(peer.unary("/t/echo", BytesMessage(bytes([each])), BytesMessage)) for each in range(4)
+        ]
+        await asyncio.sleep(0)
+        assert not any(each.done() for each in later)
+        streams[0].cancel()
+        assert [(await each).data for each in later] == [bytes([each]) for each in range(4)]
+        last = [asyncio.ensure_future(peer.unary("/t/echo", BytesMessage(), BytesMessage)) for _ in range(3)]
+        await asyncio.gather(*last[:1])
+        peer.connection.close()
+        for each in last[1:]:
+            with contextlib.suppress(PeerGone):  # it may have been faster
+                await each
 
 
 @pytest.mark.parametrize(
@@ -243,7 +253,7 @@ async def test_more_streams_than_allowed_are_refused_and_the_others_go_on() -> N
 async def test_malformed_messages_fail_their_call_alone(body: bytes) -> None:
     async with channel(Services()) as peer:
         head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/t/echo"), (b":authority", b"x")]
-        stream = peer.connection.request(head)
+        stream = await peer.connection.request(head)
         await stream.send(body, end=True)
         answer = dict(await stream.answered())
         assert answer[b"grpc-status"] in (b"13", b"12", b"8"), answer

@@ -325,7 +325,7 @@ class Channel:
             (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"moored"),
             *((name.encode(), value.encode("latin-1", "replace")) for name, value in metadata),
         ]  # fmt: skip
-        call = ClientStream(self.connection.request(headers))
+        call = ClientStream(await self.connection.request(headers))
         try:
             yield call
         finally:

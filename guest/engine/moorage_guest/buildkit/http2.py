@@ -42,14 +42,14 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 #: Bytes that a peer may send on one stream before they are read: more where we choose how many streams there are, since a
 #: folder comes from afar, and over a slow tunnel no faster than a window for each round trip.
-STREAM_WINDOW = 256 << 10
+STREAM_WINDOW = 64 << 10
 OWN_STREAM_WINDOW = 4 << 20
 
 #: Bytes on all streams together between two updates of the window; what waits to be read is bounded by the streams' windows.
 CONNECTION_WINDOW = 16 << 20
 
-#: Streams that a peer may have open at once.
-MAX_STREAMS = 128
+#: Streams that a peer may have open at once: a client that builds many targets has two for each all the while.
+MAX_STREAMS = 1000
 
 #: Bytes that wait to be written, beyond which the peer is let go: it makes us answer and does not listen.
 MAX_BACKLOG = 1 << 20
@@ -219,6 +219,7 @@ class Connection(asyncio.Protocol):
         #: Whether the socket takes more now.
         self.writable = asyncio.Event()
         self.writable.set()
+        self._fewer = asyncio.Event()
         self._lost: PeerGone | None = None
 
     @classmethod
@@ -250,8 +251,11 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         self._lose(PeerGone("the connection was closed"))
 
-    def request(self, headers: Headers, *, end: bool = False) -> Stream:
-        """Open a stream (in the client's role). Raises PeerGone, also when the peer takes no more streams now."""
+    async def request(self, headers: Headers, *, end: bool = False) -> Stream:
+        """Open a stream (in the client's role), waiting while the peer takes no more of them. Raises PeerGone."""
+        while self._lost is None and self._h2.open_outbound_streams >= self._h2.remote_settings.max_concurrent_streams:
+            self._fewer.clear()
+            await self._fewer.wait()
         if self._lost is not None:
             raise self._lost
         try:
@@ -309,6 +313,7 @@ class Connection(asyncio.Protocol):
     def forget(self, number: int) -> None:
         """The stream is over on both sides."""
         self._streams.pop(number, None)
+        self._fewer.set()
 
     def _broken(self, number: int, error: H2Error) -> PeerGone:
         return self._lost or PeerGone(f"stream {number} is over: {error}")
@@ -413,6 +418,7 @@ class Connection(asyncio.Protocol):
         if self._lost is None:
             self._lost = error
         self.writable.set()
+        self._fewer.set()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.lose(self._lost)
