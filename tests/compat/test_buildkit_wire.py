@@ -77,7 +77,8 @@ class Client:
         return SolveRequest(ref=self.build, session=self.session, **fields)
 
     async def built(self) -> gateway.Ref:
-        """Build the Dockerfile as part of the last build."""
+        """Build the Dockerfile as part of the last build, once that is known."""
+        await self.bridge("Ping", gateway.Empty(), gateway.PongResponse)
         wanted = gateway.SolveRequest(frontend="dockerfile.v0", attrs={"filename": "Dockerfile"})
         answer = await self.bridge("Solve", wanted, gateway.SolveResponse)
         assert answer.result is not None

@@ -58,17 +58,17 @@ class Bridge:
         }
         return {_SERVICE + name: method for name, method in found.items()}
 
-    async def _job(self, call: grpc.Call) -> Job:
-        return await self._building.jobs.find(call.metadata.get(_JOB, ""))
+    def _job(self, call: grpc.Call) -> Job:
+        return self._building.jobs.find(call.metadata.get(_JOB, ""))
 
     async def ping(self, request: gateway.Empty, call: grpc.Call) -> gateway.PongResponse:
-        """Say what can be done."""
-        await self._job(call)
+        """Say what can be done: the first call of each build, which may come before its Solve."""
+        await self._building.jobs.awaited(call.metadata.get(_JOB, ""))
         return gateway.PongResponse(caps.frontend_caps(), caps.build_caps(), [self._worker()])
 
     async def solve(self, request: gateway.SolveRequest, call: grpc.Call) -> gateway.SolveResponse:
         """Build. What is built is there until the client's job is over."""
-        job = await self._job(call)
+        job = self._job(call)
         if any(policy.rules for policy in request.source_policies):
             raise InvalidParameter("source policies are not supported by this engine")
         question = Question(request.frontend, request.definition, request.attrs, request.cache_imports, request.inputs)
@@ -81,7 +81,7 @@ class Bridge:
 
     async def give_back(self, request: gateway.ReturnRequest, call: grpc.Call) -> gateway.Empty:
         """Take what the client's part of the build came to."""
-        job = await self._job(call)
+        job = self._job(call)
         if job.returned.done():
             raise InvalidParameter("the build has been returned already")
         if request.error is not None and request.error.code:
@@ -102,19 +102,19 @@ class Bridge:
 
     async def inputs(self, request: gateway.Empty, call: grpc.Call) -> gateway.InputsResponse:
         """Return what the client itself gave to build on."""
-        job = await self._job(call)
+        job = self._job(call)
         return gateway.InputsResponse(dict(job.request.frontend_inputs))
 
     async def evaluate(self, request: gateway.EvaluateRequest, call: grpc.Call) -> gateway.Empty:
         """Nothing waits to be built here."""
-        await self._job(call)
+        self._job(call)
         if request.ref:
             self._building.jobs.outcome(request.ref)
         return gateway.Empty()
 
     async def warn(self, request: gateway.WarnRequest, call: grpc.Call) -> gateway.Empty:
         """Pass a warning on to who follows the build."""
-        job = await self._job(call)
+        job = self._job(call)
         job.status.warn(
             VertexWarning(
                 request.digest, request.level, request.short, request.detail, request.url, request.info, request.ranges
@@ -129,7 +129,7 @@ class Bridge:
 
         Raises NotFound, InvalidParameter.
         """
-        await self._job(call)
+        self._job(call)
         built = self._building.jobs.outcome(ref).built
         if built is None:
             raise NotFound(f"open {path}: no such file or directory")
@@ -193,7 +193,7 @@ class Bridge:
         self, request: gateway.ResolveImageConfigRequest, call: grpc.Call
     ) -> gateway.ResolveImageConfigResponse:
         """Return the configuration of an image that the engine has."""
-        await self._job(call)
+        self._job(call)
         image = self._image(request.ref)
         return gateway.ResolveImageConfigResponse(image.id, json.dumps(image.document).encode(), request.ref)
 
@@ -201,7 +201,7 @@ class Bridge:
         self, request: gateway.ResolveSourceMetaRequest, call: grpc.Call
     ) -> gateway.ResolveSourceMetaResponse:
         """The same, asked in another way."""
-        await self._job(call)
+        self._job(call)
         kind, _, name = (request.source.identifier if request.source is not None else "").partition("://")
         if kind != "docker-image":
             raise InvalidParameter(f"only images are resolved, not {kind or 'nothing'}")

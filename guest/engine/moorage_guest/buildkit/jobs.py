@@ -163,12 +163,8 @@ class Jobs:
             if place and (place >= KEPT or kept > KEPT_BYTES):
                 del self._finished[ref]
 
-    async def find(self, ref: str) -> Job:
-        """Return a build under way; waits a while for it to begin. Raises NotFound."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE if ref else 0):
-                while ref not in self._jobs and ref not in self._finished:
-                    await self._opened.wait()
+    def find(self, ref: str) -> Job:
+        """Return a build under way. Raises NotFound."""
         if ref in self._jobs:
             return self._jobs[ref]
         raise NotFound(f"no such job: {ref!r}")
@@ -185,12 +181,20 @@ class Jobs:
                 return job.outcomes[outcome_id]
         raise NotFound(f"no such ref: {outcome_id}")
 
+    async def awaited(self, ref: str) -> Job:
+        """Return a build under way, also one that is about to begin. Raises NotFound."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE if ref else 0):
+                while ref not in self._jobs and ref not in self._finished:
+                    await self._opened.wait()
+        return self.find(ref)
+
     async def status(self, ref: str) -> BuildStatus:
         """Return what a build tells, also when it is over; waits a while for it to begin. Raises NotFound."""
         if ref in self._finished and ref not in self._jobs:
             return self._finished[ref]
         try:
-            return (await self.find(ref)).status
+            return (await self.awaited(ref)).status
         except NotFound:
             if ref in self._finished:
                 return self._finished[ref]
