@@ -401,7 +401,7 @@ class Controller:
         return True
 
     async def _still_on(self) -> bool:
-        machine = self._machine_for(self._settings)
+        machine, began = self._machine_for(self._settings), self._boot_began
         power = await machine.power(self._settings.name)
         if power is Power.RUNNING:
             if self.state is State.PAUSED:
@@ -411,6 +411,8 @@ class Controller:
         if self._operation.locked() and self.state is State.STARTING and not self._boot_began:
             return True
         reason = await machine.reason(self._settings.name)
+        if self._boot_began != began:
+            return False  # a command came in between: this is told of the machine as it was before
         self._unproven = self._unproven and "daemon" in reason
         if power is Power.PAUSED:
             await self._paused(machine, reason)

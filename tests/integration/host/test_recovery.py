@@ -32,12 +32,19 @@ class PlayedMachine(Machine):
         paths.machine_record.write_text(json.dumps({"format": 1} | dataclasses.asdict(record)))
         self.says = (Power.RUNNING, "running: booted")
         self.asked: list[str] = []
+        self.asked_why = asyncio.Event()
+        self.started = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def power(self, name: str) -> Power:
         return self.says[0]
 
     async def reason(self, name: str) -> str:
-        return self.says[1]
+        told = self.says[1]
+        self.asked_why.set()
+        await self.answers.wait()
+        return told
 
     async def ssh_port(self, name: str) -> int:
         raise HostError("no port yet", code=ErrorCode.UNAVAILABLE)
@@ -53,6 +60,7 @@ class PlayedMachine(Machine):
         self, settings: Settings, progress: Progress, *, cpu_model: str = "", use_saved: bool = True
     ) -> Started:
         self.asked.append("start")
+        self.started.set()
         self.says = (Power.RUNNING, "running: booted")
         return Started("tcg", 1, "")
 
@@ -171,3 +179,23 @@ async def test_commands_exclude_each_other(controllers: dict[str, tuple[Controll
     machine.says = (Power.OFF, "off: destroyed")
     with pytest.raises(HostError):
         await starting
+
+
+async def test_what_is_told_of_a_machine_that_was_killed_is_not_held_against_the_next_start(
+    controllers: dict[str, tuple[Controller, PlayedMachine]],
+) -> None:
+    controller, machine = controllers["tcg"]
+    await until(controller, "starting")
+    machine.answers.clear()
+    machine.says = (Power.OFF, "off: destroyed")
+    await machine.asked_why.wait()
+    await controller.kill(lambda _step: None)
+    start = asyncio.create_task(controller.start(lambda _step: None))
+    await until(controller, "starting")
+    await machine.started.wait()
+    machine.answers.set()
+    for _turn in range(20):
+        await asyncio.sleep(0)
+        assert controller.state.value == "starting"
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
