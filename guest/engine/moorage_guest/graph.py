@@ -103,6 +103,7 @@ class Graph:
         self.images.is_running = lambda container_id: container_id in self.containers.running
         self.images.configure(registry_settings(config.current))
         self._build_steps = ContainerSteps(self.containers)
+        self.spare = Spare()
         self.buildkit = buildkit.BuildKit(
             self.images,
             self.layers,
@@ -111,11 +112,10 @@ class Graph:
             spawn=self.containers.task,
             worker_id=self.identity,
             host_gateways=self.networks.host_gateways,
-            on_gone=lambda: self.spare.soon(),
+            on_gone=self.spare.soon,
         )
         known = again.checked(self._routes(), self.containers, self.networks)
         self.server = ApiServer(leave.guarded(known, self.authorization), holder=agent)
-        self.spare = Spare()
         self.server.on_streamed = self.spare.soon
 
     def _routes(self) -> list[Route]:
