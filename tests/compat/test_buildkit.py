@@ -226,6 +226,23 @@ def test_the_cache_is_told_of_and_pruned_alike_by_all_who_ask(moored: Moored, tm
     assert not any(entry["Size"] == 700_000 for entry in moored.api.get("/system/df").json["BuildCache"]), done
 
 
+def test_the_cache_shrinks_to_what_is_to_be_kept(fresh_moored: Moored, tmp_path: Path) -> None:
+    steps = "".join(f"RUN head -c {size} /dev/zero > /f{size}\n" for size in (300_000, 200_000, 100_000))
+    build(fresh_moored, write(tmp_path, {"Dockerfile": f"FROM busybox\n{steps}"}), "-t", "steps")
+    fresh_moored.docker("rmi", "steps")
+
+    def pruned(**query: str) -> tuple[int, int]:
+        """What was freed, and what is left."""
+        freed = fresh_moored.api.call("POST", "/build/prune", query=query).json["SpaceReclaimed"]
+        return freed, sum(entry["Size"] for entry in fresh_moored.api.get("/system/df").json["BuildCache"])
+
+    assert pruned(**{"keep-storage": "600000"}) == (0, 600_000)
+    assert pruned(**{"reserved-space": "500000"}) == (100_000, 500_000), "what others are built on goes last"
+    assert pruned(**{"max-used-space": "400000", "reserved-space": "300000"}) == (200_000, 300_000)
+    assert pruned(filters='{"type": ["exec.cachemount"]}') == (0, 300_000)
+    assert pruned() == (300_000, 0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

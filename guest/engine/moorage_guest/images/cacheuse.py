@@ -3,9 +3,10 @@ the classic builder made of it.
 """
 
 import asyncio
+import heapq
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ class CacheUse:
         total = sum(entry["Size"] for entry in entries)
         keep = self._room(wanted, total)
         found: list[Entry] = []
-        for entry in sorted(entries, key=_last_used):
+        for entry in _leaves_first(entries):
             if keep and total <= keep:
                 break
             if entry["InUse"] or (entry["Shared"] and not wanted.everything):
@@ -92,6 +93,26 @@ class CacheUse:
         if missing > 0:
             keep = min(keep, total - missing) if keep else total - missing
         return max(keep, wanted.reserved)
+
+
+def _leaves_first(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yield entries so that none comes before what was built on it, which holds its layer; else the least recently used first."""
+    known = {str(entry["ID"]): entry for entry in entries}
+    children = dict.fromkeys(known, 0)
+    for entry in entries:
+        for parent in entry["Parents"] or ():
+            if parent in children:
+                children[parent] += 1
+    leaves = [(_last_used(known[name]), name) for name, count in children.items() if not count]
+    heapq.heapify(leaves)
+    while leaves:
+        _, name = heapq.heappop(leaves)
+        yield known[name]
+        for parent in known[name]["Parents"] or ():
+            if parent in children:
+                children[parent] -= 1
+                if not children[parent]:
+                    heapq.heappush(leaves, (_last_used(known[parent]), parent))
 
 
 def _last_used(entry: Entry) -> float:
