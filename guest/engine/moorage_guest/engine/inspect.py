@@ -129,6 +129,7 @@ def config_to_api(container: Container) -> dict[str, Any]:
     if wanted is not None and wanted.mac_address:
         config["MacAddress"] = wanted.mac_address
     config["OnBuild"] = config["OnBuild"] or None
+    config["Healthcheck"] = _without_empty(config["Healthcheck"] or {})
     for name in (
         "ExposedPorts",
         "Healthcheck",
