@@ -9,6 +9,7 @@ import pytest
 
 from tests.compat.test_buildkit import build, environment, run, write
 from tests.support import buildx
+from tests.support.gitserver import commit, served
 from tests.support.moored import Moored, wait_for
 from tests.support.registry import PASSWORD, USER, basic_auth, registry
 
@@ -217,3 +218,70 @@ def test_a_base_is_looked_up_each_time_and_is_no_image_of_the_engine(fresh_moore
         done = run(moored, "buildx", "build", str(context))
         assert done.returncode != 0
         assert f"{base}: failed to resolve source metadata for {base}: " in done.stderr
+
+
+def test_a_repository_is_a_context_and_a_source(moored: Moored, tmp_path: Path) -> None:
+    repositories = tmp_path / "repositories"
+    dockerfile = "FROM busybox\nCOPY . /c/\nRUN ls -A /c; cat /c/file\n"
+    commit(
+        repositories / "main.git",
+        {"Dockerfile": dockerfile, "file": "one\n", "dir/Dockerfile": dockerfile, "dir/file": "below\n"},
+    )
+    commit(repositories / "main.git", {"file": "two\n"}, branch="side")
+    with served(repositories, moored.sandbox) as server:
+        address = f"{server.http}/main.git"
+        said = run(moored, "buildx", "build", "--progress=plain", f"{address}#side").stderr
+        assert " two\n" in said, said
+        assert " .git\n" not in said
+        kept = ("--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1")
+        assert " .git\n" in run(moored, "buildx", "build", "--progress=plain", *kept, f"{address}#side").stderr
+        assert " below\n" in run(moored, "buildx", "build", "--progress=plain", f"{address}#master:dir").stderr
+        text = f"FROM busybox\nADD {address}#side /g\nADD --keep-git-dir=true {address}#master /k\nRUN ls -A /g; ls -A /k; cat /g/file /k/file\n"
+        said = build(moored, folder(tmp_path, "adding", text))
+        assert said.count(" .git\n") == 1
+        assert " two\n" in said
+        assert " one\n" in said
+
+
+def test_builds_side_by_side_and_clients_that_die_leave_nothing(fresh_moored: Moored, tmp_path: Path) -> None:
+    moored = fresh_moored
+    text = (
+        "FROM busybox AS a\nCOPY d /d\nRUN --mount=type=cache,target=/c,sharing=locked echo 1 > /c/1\n"
+        "FROM busybox AS b\nWORKDIR /w\nCOPY --link d /dd\nRUN --mount=type=cache,target=/p,sharing=private echo hi > /hi\n"
+        "FROM a\nCOPY --from=b /hi /hi\nRUN --mount=type=bind,from=b,target=/b ls /b/dd\n"
+    )
+    context = folder(tmp_path, "busy", text, **{"d/f": "file"})
+    buildx.install(moored.docker_config)
+    before = moored.api.get("/system/df").json["LayersSize"]
+
+    def whole(number: int) -> None:
+        build(moored, context, "-t", f"busy{number}", *(["--no-cache"] if number % 2 else []))
+
+    def dying(number: int) -> None:
+        command = ["docker", "buildx", "build", "--no-cache", "--progress=plain", str(context)]
+        with subprocess.Popen(
+            command, env=environment(moored), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as client:
+            assert client.stderr is not None
+            for line in client.stderr:
+                if re.match(rf"#{4 + 2 * number} ", line):
+                    break
+            client.kill()
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [
+            *(pool.submit(whole, number) for number in range(4)),
+            *(pool.submit(dying, number) for number in range(3)),
+        ]:
+            done.result()
+    moored.docker("rmi", *(f"busy{number}" for number in range(4)))
+    moored.docker("image", "prune", "--force")
+
+    def pruned() -> bool:
+        moored.docker("builder", "prune", "--all", "--force")
+        return bool(moored.api.get("/system/df").json["LayersSize"] == before)
+
+    wait_for("builds of dead clients to end and everything to be pruned", pruned)
+    places = [moored.data_root / each for each in ("tmp/images", "buildcache", "mounts", "containers")]
+    wait_for("everything to be removed", lambda: not [path for place in places for path in place.iterdir()])
+    assert str(moored.data_root) not in moored.sandbox.run("cat", "/proc/mounts").stdout
