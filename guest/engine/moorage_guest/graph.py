@@ -21,6 +21,7 @@ from moorage_guest.api import (
     networks,
     off,
     system,
+    transfers,
     volumes,
 )
 from moorage_guest.api.lasting import taken_up
@@ -133,7 +134,7 @@ class Graph:
             *off.checkpoints(),
             *containers.routes(self.containers),
             *exec.routes(self.containers),
-            *images.routes(self.images),
+            *images.routes(self.images, self.agent),
             *build.routes(self.images, self.layers, self._build_steps, self.build_cache, self.buildkit),
             *buildkit.routes(self.buildkit),
             *networks.routes(self.networks, self.containers),
@@ -160,9 +161,14 @@ class Graph:
         streams = container_streams.Streams(self.containers)
         for record, lasting in await self.agent.lasting():
             log.debug("going on with %s for a client of the last daemon", record.get("op"))
-            resume = self._system.resume_events if record.get("op") == "events" else streams.resume
-            record = await taken_up(record, lasting)
-            self.containers.task(resume(record, lasting), f"lasting {record.get('op')}")
+            record, operation = await taken_up(record, lasting), record.get("op")
+            if operation == "events":
+                going_on = self._system.resume_events(record, lasting)
+            elif operation in transfers.OPERATIONS:
+                going_on = transfers.resume(self.images, record, lasting)
+            else:
+                going_on = streams.resume(record, lasting)
+            self.containers.task(going_on, f"lasting {operation}")
         await asyncio.sleep(0)
 
     def reload(self) -> None:

@@ -128,7 +128,11 @@ class Streams:
     async def resume(self, record: dict[str, Any], lasting: LastingStream) -> None:
         """Go on with an answer that an earlier daemon began. Returns when it is complete or its client gone."""
         producers = {"wait": self._wait, "logs": self._logs, "stats": self._stats}
-        produce = producers[record["op"]]
+        produce = producers.get(record["op"])
+        if produce is None:  # of a later engine, which has been put back
+            log.warning("nobody knows how to go on with %s for a client", record["op"])
+            await lasting.close()
+            return
         with contextlib.suppress(ClientGone):
             await _while_open(lasting.closed.wait(), produce(_Sink(None, lasting, bool(record["chunked"])), record))
         await lasting.close()

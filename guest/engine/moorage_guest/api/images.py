@@ -12,6 +12,7 @@ from typing import Any
 from moorage_contract.postponed import postponed
 
 from moorage_guest import web
+from moorage_guest.api import transfers
 from moorage_guest.api.server import (
     ApiRequest,
     Route,
@@ -22,6 +23,7 @@ from moorage_guest.api.server import (
     query_int,
     stream_response,
 )
+from moorage_guest.engine.shims import Agent
 from moorage_guest.errors import EngineError, InvalidParameter
 from moorage_guest.images import listing, names, platforms, remote
 from moorage_guest.images.build.changes import apply_changes
@@ -35,18 +37,16 @@ with postponed(
     "moorage_guest.images.distribution",
     "moorage_guest.images.importing",
     "moorage_guest.images.loading",
-    "moorage_guest.images.pulling",
-    "moorage_guest.images.pushing",
     "moorage_guest.images.saving",
 ):
-    from moorage_guest.images import distribution, importing, loading, pulling, pushing, saving
+    from moorage_guest.images import distribution, importing, loading, saving
 
 log = logging.getLogger(__name__)
 
 
-def routes(images: Images) -> list[Route]:
-    """Return the routes of this area."""
-    handlers = _Handlers(images)
+def routes(images: Images, agent: Agent | None = None) -> list[Route]:
+    """Return the routes of this area. Under an ``agent`` that is a supervisor pulls and pushes outlive this daemon."""
+    handlers = _Handlers(images, agent)
     name = "{name:.+}"
     return [
         Route("GET", "/images/json", handlers.list_all),
@@ -68,6 +68,7 @@ def routes(images: Images) -> list[Route]:
 @dataclass
 class _Handlers:
     images: Images
+    agent: Agent | None
 
     async def list_all(self, request: ApiRequest) -> web.StreamResponse:
         found = listing.list_images(
@@ -135,16 +136,8 @@ class _Handlers:
         query = request.query
         platform = _platform(request)
         if query.get("fromImage"):
-            wanted = names.parse(importing.tags_from_query(query["fromImage"], query.get("tag", "")))
-            everything = not wanted.tag and not wanted.digest
-            own = _credentials(request)
-
-            async def pull(progress: ProgressQueue) -> None:
-                await pulling.pull(
-                    self.images, wanted, progress.send, credentials=own, platform=platform, everything=everything
-                )
-
-            return await streamed(request, pull)
+            reference = importing.tags_from_query(query["fromImage"], query.get("tag", ""))
+            return await self._transfer(request, transfers.record_of(request, "pull", reference))
         source = query.get("fromSrc", "")
         if not source:
             raise InvalidParameter("fromImage or fromSrc has to be given")
@@ -176,15 +169,14 @@ class _Handlers:
         return await streamed(request, take)
 
     async def push(self, request: ApiRequest) -> web.StreamResponse:
-        wanted = names.parse(importing.tags_from_query(request.match_info["name"], request.query.get("tag", "")))
-        own = _credentials(request)
+        reference = importing.tags_from_query(request.match_info["name"], request.query.get("tag", ""))
+        return await self._transfer(request, transfers.record_of(request, "push", reference))
 
-        async def work(progress: ProgressQueue) -> None:
-            await pushing.push(
-                self.images, wanted, progress.send, credentials=own, everything=not wanted.tag and not wanted.digest
-            )
-
-        return await streamed(request, work)
+    async def _transfer(self, request: ApiRequest, record: dict[str, Any]) -> web.StreamResponse:
+        names.parse(record["reference"])  # what is wrong with it is no matter of a registry
+        if self.agent is not None and self.agent.supervised and not request.version_http10:
+            return await transfers.answered(self.images, self.agent, request, record)
+        return await streamed(request, lambda progress: transfers.work(self.images, record, progress))
 
     async def distribution(self, request: ApiRequest) -> web.StreamResponse:
         wanted = names.parse(request.match_info["name"]).with_default_tag()
@@ -252,12 +244,7 @@ def _credentials(request: ApiRequest) -> Credentials:
 
 def _platform(request: ApiRequest) -> platforms.Platform | None:
     """Read the parameter ``platform``: a JSON object of OCI, or os/architecture."""
-    text = request.query.get("platform", "")
-    if not text:
-        return None
-    if not text.startswith("{"):
-        return platforms.parse(text)
-    return platforms.from_json(text)
+    return platforms.of_query(request.query.get("platform", ""))
 
 
 async def streamed(

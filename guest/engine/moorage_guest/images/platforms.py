@@ -96,6 +96,13 @@ def choose(manifests: Iterable[dict[str, Any]], wanted: Platform | None) -> dict
     return fallback if wanted is None else None
 
 
+def of_query(text: str) -> Platform | None:
+    """Read the parameter ``platform``: a JSON object of OCI, or os/architecture; "" is none. Raises InvalidParameter."""
+    if not text:
+        return None
+    return from_json(text) if text.startswith("{") else parse(text)
+
+
 def from_json(text: str) -> Platform:
     """Parse OCI's platform object. Raises InvalidParameter."""
     try:
