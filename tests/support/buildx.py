@@ -111,6 +111,8 @@ def lines(output: str) -> list[str]:
         text = re.sub(r" \(did you mean .*\)", "", text)  # of two that are as near either is said
         text = re.sub(r"^(> )?\d+\.\d+ ", r"\1", text)
         step = found.setdefault(number, [])
+        if number and (text == "..." or text == next(iter(step), "")):  # steps that run side by side are shown in turns
+            continue
         if not re.match(
             r"(sha256:ID SIZE|transferring \w+:$|(exporting layers|writing image \S+|naming to \S+)$|copying files SIZE$|DONE$)",
             text,
