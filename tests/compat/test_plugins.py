@@ -223,8 +223,11 @@ def test_no_body_is_read_that_a_plugin_was_not_shown(daemon: Moored, guard: Auth
 
 
 def test_a_daemon_that_cannot_ask_for_leave_does_not_start(daemon: Moored, guard: AuthorizationPlugin) -> None:
-    streamed = daemon.docker_popen("run", "--rm", "-i", "busybox", "cat", stdin=subprocess.PIPE)
-    assert streamed.communicate(b"through\n", timeout=60)[0] == b"through\n"
+    daemon.docker("run", "-d", "--name", "box", "busybox", "sleep", "1000")
+    for command in (("run", "--rm", "-i", "busybox", "cat"), ("exec", "-i", "box", "cat")):
+        streamed = daemon.docker_popen(*command, stdin=subprocess.PIPE)
+        assert streamed.communicate(b"through\n", timeout=60)[0] == b"through\n"
+    daemon.docker("rm", "-f", "box")
     daemon.stop()
     daemon.config_file.write_text('{"authorization-plugins": ["nobody"]}')
     (daemon.exec_root / "plugins/guard.sock").rename(daemon.sandbox.root / "guard.sock")
