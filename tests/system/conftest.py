@@ -48,8 +48,8 @@ def container_running(engine_ready: Vm) -> Iterator[str]:
 
 @pytest.fixture
 def own_vm() -> Iterator[Vm]:
-    """A user of this test alone, without a machine yet."""
-    with vm_of_its_own() as vm:
+    """A user of this test alone, without a machine yet, which boots: saving it for one start would only take time."""
+    with vm_of_its_own(saved_start="off") as vm:
         yield vm
 
 

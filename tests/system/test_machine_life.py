@@ -211,7 +211,7 @@ def test_whole_life(own_vm: Vm) -> None:
 
 def test_killed_machine_is_noticed_and_started_again(own_vm: Vm) -> None:
     client = own_vm.client
-    client.start()
+    client.start(saved_start="auto")
     client.kill()
     assert client.status().state == "stopped"
     with pytest.raises(HostError):
