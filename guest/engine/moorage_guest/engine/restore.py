@@ -46,6 +46,9 @@ PROTOCOLS = frozenset({1})
 #: second one: its `docker run` lost its daemon in between, and waits for the container to go.
 _JUST_MADE, _ABANDONED = 60.0, 5.0
 
+#: The second one under a supervisor, where it has most likely lost nothing and merely is as slow as the machine.
+_ABANDONED_SUPERVISED = 30.0
+
 #: Containers that are taken back or stopped at the same time.
 _AT_ONCE = 32
 
@@ -340,7 +343,7 @@ async def _settle(engine: Containers) -> None:
 
 
 async def _remove_abandoned(engine: Containers, container: Container) -> None:
-    await asyncio.sleep(_ABANDONED)
+    await asyncio.sleep(_ABANDONED_SUPERVISED if engine.agent.supervised else _ABANDONED)
     async with container.lock:  # a start that is under way has it
         abandoned = container.status == Status.CREATED
     if abandoned:
