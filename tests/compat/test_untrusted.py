@@ -45,6 +45,17 @@ def test_no_descriptor_of_the_daemons_comes_along(moored: Moored) -> None:
         assert set(seen) <= {"/dev/tty", "/dev/pts/0"}, options
 
 
+@pytest.mark.parametrize("option", [(), ("--user", "1000:1000"), ("-t",)], ids=["root", "user", "terminal"])
+def test_the_machines_null_device_is_given_to_nobody(moored: Moored, option: tuple[str, ...]) -> None:
+    """Whoever owns it can close it to all others by its descriptor, and the runtime makes a process's user its owner."""
+    status = Path("/dev/null").stat()
+    ask = ("stat", "-L", "-c", "%d %i", "/proc/self/fd/0")
+    for command in (("run", "--rm", *option, "busybox"), ("exec", *option, "web")):
+        seen = moored.docker(*command, *ask).split()
+        assert seen != [str(status.st_dev), str(status.st_ino)], command
+    assert moored.docker("exec", *option, "web", "readlink", "/proc/self/fd/0").strip() in ("/dev/null", "/dev/pts/0")
+
+
 def test_no_working_folder_leads_out_by_a_descriptor_of_the_runtime(moored: Moored) -> None:
     """CVE-2024-21626: a folder of the machine that the runtime has open, entered by its number."""
     for number in range(3, 10):

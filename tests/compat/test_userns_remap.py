@@ -124,6 +124,12 @@ def test_containers_do_not_share_a_user_namespace_unless_they_share_another(moor
         moored.docker("run", "-d", "--name", "joined", f"{option}=container:{web}", *SLEEP)
         assert _userns(moored, "joined") == _userns(moored, web), option
         moored.docker("rm", "-f", "joined")
+    moored.docker("run", "-d", "--name", "host", "--userns", "host", *SLEEP)
+    for option in ("--network", "--pid", "--ipc"):
+        done = moored.docker_run("run", "--rm", f"{option}=container:host", "busybox", "true")
+        assert "has the machine's users: give this one --userns=host" in done.stderr or option == "--ipc"
+    assert _shell(moored, "--userns=host", "--network=container:host", "cat /proc/self/uid_map").split()[1] == "0"
+    moored.docker("rm", "-f", "host")
     both = ("--network=none", f"--pid=container:{web}")
     assert _shell(moored, *both, "cat /proc/self/uid_map; ls /sys/class/net").split() == [*MAP.split(), "lo"]
     assert moored.docker("exec", web, "ip", "link", "show", "eth0")

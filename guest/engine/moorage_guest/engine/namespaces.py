@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_guest import mountcalls
+from moorage_guest.api.types import HostConfig
 from moorage_guest.engine.containers import Containers
 from moorage_guest.engine.record import Container
 from moorage_guest.errors import Conflict, NotFound, SystemError_
@@ -37,6 +38,8 @@ async def enter(engine: Containers, container: Container) -> Place:
     remapped = bool(engine.ids) and host.userns_mode != "host"
     joined = Joined(pid=_joined(engine, host.pid_mode, "pid"), ipc=_joined(engine, host.ipc_mode, "ipc"))
     shm_path = await _shared_memory(engine, container)
+    if remapped:
+        _check_users(engine, host)
     netns, hostname, environment = None, container.config.hostname, tuple[str, ...]()
     shared = joined.pid or joined.ipc
     userns = shared.with_name("user") if shared is not None else None
@@ -76,6 +79,18 @@ async def enter(engine: Containers, container: Container) -> Place:
     if container.host_config.uts_mode == "host" and not hostname:
         hostname = await asyncio.to_thread(Path("/proc/sys/kernel/hostname").read_text)
     return Place(netns, userns if remapped else None, hostname.strip(), mounts, joined, shm_path, environment)
+
+
+def _check_users(engine: Containers, host: HostConfig) -> None:
+    """Raise SystemError_ when a container with users of its own is to join one that has the machine's."""
+    for mode, what in ((host.network_mode, "network"), (host.pid_mode, "PID"), (host.ipc_mode, "IPC")):
+        if mode.startswith("container:"):
+            other = engine.find(mode.removeprefix("container:"))
+            if other.host_config.userns_mode == "host":
+                raise SystemError_(
+                    f"failed to join {what} namespace: container {other.id} has the machine's users: give this one "
+                    "--userns=host, too"
+                )
 
 
 async def _shared_memory(engine: Containers, container: Container) -> Path | None:

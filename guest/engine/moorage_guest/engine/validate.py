@@ -143,7 +143,7 @@ def _check_namespaces(host: HostConfig) -> None:
         (host.ipc_mode, "IPC", ("", "none", "private", "shareable", "host")),
         (host.uts_mode, "UTS", ("", "host")),
         (host.cgroupns_mode, "cgroup namespace", ("", "private", "host")),
-        (host.userns_mode, "userns", ("", "host")),
+        (host.userns_mode, "userns", ("", "host", "private")),
     ):
         if mode in words:
             continue

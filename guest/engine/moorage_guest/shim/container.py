@@ -16,7 +16,7 @@ from moorage_guest.shim.backlog import Backlog
 from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
 from moorage_guest.shim.fill import measure
 from moorage_guest.shim.loop import WRITE, Loop
-from moorage_guest.shim.runtime import Runtime, RuntimeFailed
+from moorage_guest.shim.runtime import OWN_NULL, Runtime, RuntimeFailed
 from moorage_guest.shim.spill import Spill
 from moorage_guest.shim.streams import Console, Reader
 from moorage_guest.shim.wire import PROTOCOL
@@ -134,19 +134,17 @@ class Container:
         pid_file = f"{self._folder}/container.pid"
         arguments = ["run", "--detach", f"--bundle={bundle}", f"--pid-file={pid_file}"]
         console = Console(Path(self._folder), "pty") if self.spec.tty else None
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         if console is not None:
             arguments.append(f"--console-socket={console.path}")
-            stdio = (null, null, null)
+            stdio = (OWN_NULL, OWN_NULL, OWN_NULL)
         else:
-            stdin = self._stdin_read if self._stdin_read >= 0 else null
+            stdin = self._stdin_read if self._stdin_read >= 0 else OWN_NULL
             outputs = self._sources or self._a
             stdio = (stdin, outputs[STDOUT][1], outputs[STDERR][1])
             kernel.give(stdio if self._stdin_read >= 0 else stdio[1:], owner)
 
         def finished(failure: RuntimeFailed | None) -> None:
             self.starting = False
-            os.close(null)
             if self._stdin_read >= 0:
                 os.close(self._stdin_read)
                 self._stdin_read = -1

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from moorage_guest.shim import kernel, wire
 from moorage_guest.shim.clients import STDERR, STDOUT, Client, Input
 from moorage_guest.shim.loop import Loop
-from moorage_guest.shim.runtime import Runtime, RuntimeFailed
+from moorage_guest.shim.runtime import OWN_NULL, Runtime, RuntimeFailed
 from moorage_guest.shim.streams import Console, Reader
 
 #: Seconds that output may go on after the process has ended, when something it started keeps the pipes open.
@@ -51,22 +51,21 @@ class Launch:
             process = f"/proc/self/fd/{inherited}"
         arguments = ["exec", "--detach", f"--process={process}", f"--pid-file={self._pid_file}"]
         self._console = Console(Path(folder), f"e{name[:12]}") if options.tty else None
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self._theirs = [null]
+        self._theirs: list[int] = []
         if self._console is not None:
             arguments.append(f"--console-socket={self._console.path}")
-            stdio = (null, null, null)
+            stdio = (OWN_NULL, OWN_NULL, OWN_NULL)
         else:
             out_read, out_write = os.pipe2(os.O_CLOEXEC)
             err_read, err_write = os.pipe2(os.O_CLOEXEC)
             self.outputs = [out_read, err_read]
             self._theirs += [out_write, err_write]
-            source = null
+            source = OWN_NULL
             if stdin:
                 source, self.input = os.pipe2(os.O_CLOEXEC)
                 self._theirs.append(source)
             stdio = (source, out_write, err_write)
-            kernel.give(self._theirs[1:], options.owner)
+            kernel.give(self._theirs, options.owner)
         runtime.start([*arguments, container_id], stdio, self._runtime_ended, inherited)
         if ahead:
             os.close(inherited)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import functools
 import os
+import stat
 import struct
 import termios
 from collections.abc import Iterable
@@ -24,6 +25,9 @@ _MOUNT_ATTR_RDONLY = 1
 #: The same on all architectures.
 _SYS_OPEN_TREE = 428
 _SYS_MOUNT_SETATTR = 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_CLOEXEC = 1
+_FSCONFIG_CREATE = 6
 
 #: oom_score_adj of agent, shims and netd, which must not die, and of moored, which may.
 KEEP_ALIVE = -900
@@ -103,6 +107,33 @@ def open_read_only(path: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def open_null() -> int:
+    """Return a descriptor (close-on-exec) of a null device of its own, which is in nobody's tree and ends with it.
+
+    The machine's own, where the kernel is older than 5.2 or allows no mounts.
+    """
+    try:
+        context = int(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _CLOEXEC))
+        if context < 0:
+            _check(-1, "fsopen(tmpfs)")
+        try:
+            _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CREATE, None, None, 0), "fsconfig(tmpfs)")
+            folder = int(_libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, 0))
+        finally:
+            os.close(context)
+        if folder < 0:
+            _check(-1, "fsmount(tmpfs)")
+        try:
+            os.mkdir("dev", dir_fd=folder)  # so that it is called /dev/null
+            os.mknod("dev/null", stat.S_IFCHR, os.makedev(1, 3), dir_fd=folder)
+            os.chmod("dev/null", 0o666, dir_fd=folder)
+            return os.open("dev/null", os.O_RDWR | os.O_CLOEXEC, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError:
+        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
 def pipe_of_fixed_size() -> tuple[int, int]:

@@ -13,6 +13,9 @@ from moorage_guest.shim.loop import Loop
 #: The runtime that is always there; a name in $PATH.
 DEFAULT_RUNTIME = "crun"
 
+#: Stands for a descriptor of a null device; see `Runtime.start`.
+OWN_NULL = -1
+
 #: Signals that agent and shim handle or ignore, and a program they start must not.
 RESET_SIGNALS = (
     signal.SIGPIPE, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
@@ -62,6 +65,8 @@ class Runtime:
     ) -> int:  # fmt: skip
         """Start `runtime ARGUMENTS` with these three descriptors and return its pid; `done` is called when it ended.
 
+        `OWN_NULL` in place of a descriptor is a null device that only what is started now has. What a process in a container
+        gets has to be that: its owner, as which the runtime itself makes the process's user, can close it to all others.
         `inherited` is one more descriptor that it has, under the same number; what it executes closes it.
         """
         self._number += 1
@@ -81,7 +86,9 @@ class Runtime:
             kernel.set_oom_score(0)
             if self._hybrid:
                 kernel.hide_unified_cgroup()
-            for target, source in enumerate([os.dup(number) if number < 3 else number for number in stdio]):
+            null = kernel.open_null() if OWN_NULL in stdio else OWN_NULL
+            given = [null if number == OWN_NULL else number for number in stdio]
+            for target, source in enumerate([os.dup(number) if number < 3 else number for number in given]):
                 os.dup2(source, target)
             if inherited >= 0:
                 os.set_inheritable(inherited, True)
