@@ -5,7 +5,6 @@ The client's session, if it has one, is the same; what the build tells goes into
 
 import asyncio
 import base64
-import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -21,6 +20,7 @@ from moorage_guest.buildkit.messages import CacheOptions, CacheOptionsEntry, Exp
 from moorage_guest.buildkit.status import BuildStatus
 from moorage_guest.errors import InvalidParameter
 from moorage_guest.images.build.context import ContextTree
+from moorage_guest.images.build.options import flag, json_value
 from moorage_guest.images.build.seams import Session
 from moorage_guest.images.registry import Credentials
 from moorage_guest.images.streams import Progress
@@ -126,17 +126,17 @@ def solve_request(query: "MultiMapping[str]") -> SolveRequest:
     remote = query.get("remote", "")
     if remote and remote != "client-session":
         attrs["context"] = remote
-    if _flag(query, "nocache"):
+    if flag(query, "nocache"):
         attrs["no-cache"] = ""
-    attrs["image-resolve-mode"] = "pull" if _flag(query, "pull") else "local"
+    attrs["image-resolve-mode"] = "pull" if flag(query, "pull") else "local"
     if hosts := query.getall("extrahosts", []):
         attrs["add-hosts"] = ",".join(each for each in hosts if each)
-    arguments = {str(key): value for key, value in _json(query, "buildargs", dict).items() if value is not None}
+    arguments = {str(key): value for key, value in json_value(query, "buildargs", dict).items() if value is not None}
     attrs.update({f"build-arg:{key}": str(value) for key, value in arguments.items()})
-    attrs.update({f"label:{key}": str(value) for key, value in _json(query, "labels", dict).items()})
-    if limits := _json(query, "ulimits", list):
+    attrs.update({f"label:{key}": str(value) for key, value in json_value(query, "labels", dict).items()})
+    if limits := json_value(query, "ulimits", list):
         attrs["ulimit"] = ",".join(_ulimit(limit) for limit in limits)
-    imports = [CacheOptionsEntry("registry", {"ref": str(ref)}) for ref in _json(query, "cachefrom", list)]
+    imports = [CacheOptionsEntry("registry", {"ref": str(ref)}) for ref in json_value(query, "cachefrom", list)]
     inline = arguments.get("BUILDKIT_INLINE_CACHE") == "1"
     return SolveRequest(
         ref=query.get("buildid") or uuid.uuid4().hex,
@@ -155,7 +155,7 @@ _TEXTS = {
 
 
 def _exporters(query: "MultiMapping[str]") -> list[Exporter]:
-    outputs = _json(query, "outputs", list)
+    outputs = json_value(query, "outputs", list)
     if len(outputs) > 1:
         raise InvalidParameter("multiple outputs not supported")
     names = ",".join(each for each in query.getall("t", []) if each)
@@ -175,19 +175,3 @@ def _ulimit(limit: object) -> str:
     if not isinstance(limit, dict) or not {"Name", "Soft", "Hard"} <= limit.keys():
         raise InvalidParameter("error reading build ulimits: each has Name, Soft and Hard")
     return f"{limit['Name']}={limit['Soft']}:{limit['Hard']}"
-
-
-def _flag(query: Mapping[str, str], name: str) -> bool:
-    return query.get(name, "").strip().lower() not in ("", "0", "no", "false", "none")
-
-
-def _json(query: Mapping[str, str], name: str, kind: type) -> Any:
-    try:
-        value = json.loads(query.get(name) or "null")
-    except ValueError as error:
-        raise InvalidParameter(f"error reading build {name}: {error}") from None
-    if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        raise InvalidParameter(f"error reading build {name}: unexpected JSON")
-    return value

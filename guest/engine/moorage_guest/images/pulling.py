@@ -32,15 +32,22 @@ async def pull(
     everything: bool = False,
 ) -> list[Image]:
     """Pull a tag, a digest or every tag. Raises NotFound, Unauthorized, RegistryError, TarError; a failed pull leaves nothing."""
+    async with _pulling(images, reference, credentials) as registry:
+        if not everything:
+            return [await _pull_one(images, registry, reference.with_default_tag(), progress, platform)]
+        found = []
+        for tag in await registry.tags():
+            one = names.Reference(reference.domain, reference.path, tag)
+            found.append(await _pull_one(images, registry, one, progress, platform))
+        return found
+
+
+@asynccontextmanager
+async def _pulling(images: Images, reference: names.Reference, credentials: Credentials) -> AsyncIterator[Registry]:
+    """Talk to a registry about an image to fetch; what goes wrong is raised one error at a time, in dockerd's words."""
     async with Registry(reference, images.registries, credentials) as registry:
         try:
-            if everything:
-                found = []
-                for tag in await registry.tags():
-                    one = names.Reference(reference.domain, reference.path, tag)
-                    found.append(await _pull_one(images, registry, one, progress, platform))
-                return found
-            return [await _pull_one(images, registry, reference.with_default_tag(), progress, platform)]
+            yield registry
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         except Unauthorized as error:
@@ -63,19 +70,11 @@ async def take(
 
     What is here already is not fetched again. Raises as `pull`.
     """
-    async with Registry(reference, images.registries, credentials) as registry:
-        try:
-            _, manifest = await find_manifest(registry, reference.with_default_tag(), platform)
-            document = _image_manifest(manifest, reference)
-            raw, layers = await _contents(images, registry, document, platform, owner, progress, reference)
-            await asyncio.to_thread(_forget_halves, images, [layer.digest for layer in layers])
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
-        except Unauthorized as error:
-            raise NotFound(
-                f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
-                f"'docker login': {error}"
-            ) from None
+    async with _pulling(images, reference, credentials) as registry:
+        _, manifest = await find_manifest(registry, reference.with_default_tag(), platform)
+        document = _image_manifest(manifest, reference)
+        raw, layers = await _contents(images, registry, document, platform, owner, progress, reference)
+        await asyncio.to_thread(_forget_halves, images, [layer.digest for layer in layers])
     chain = chain_ids(layer.diff_id for layer in layers)
     return Image(str(document["config"]["digest"]), media.parse_document(raw), tuple(layers), tuple(chain), "")
 

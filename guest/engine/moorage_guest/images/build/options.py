@@ -63,13 +63,15 @@ class BuildOptions:
         return Credentials()
 
 
-def _flag(query: Mapping[str, str], name: str, default: bool = False) -> bool:
+def flag(query: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """Return a yes or no of the query, as dockerd reads it."""
     if name not in query:
         return default
     return query[name].strip().lower() not in ("", "0", "no", "false", "none")
 
 
-def _json(query: Mapping[str, str], name: str, kind: type) -> Any:
+def json_value(query: Mapping[str, str], name: str, kind: type) -> Any:
+    """Return what the query says in JSON; an empty one of the kind when it says nothing. Raises InvalidParameter."""
     text = query.get(name, "")
     if not text:
         return kind()
@@ -88,7 +90,7 @@ def read_options(query: "MultiMapping[str]", logins: Mapping[str, Any]) -> Build
     """Read the query of POST /build; ``logins`` is X-Registry-Config. Raises InvalidParameter."""
     if query.get("version", "1") not in ("", "1"):
         raise InvalidParameter(f'invalid version "{query["version"]}"')
-    if _flag(query, "squash"):
+    if flag(query, "squash"):
         raise InvalidParameter("squash is only supported with experimental mode, which this engine does not have")
     if query.get("outputs"):
         raise InvalidParameter("custom outputs need BuildKit: build with docker buildx build")
@@ -104,7 +106,7 @@ def read_options(query: "MultiMapping[str]", logins: Mapping[str, Any]) -> Build
     for name, target in _TEXTS.items():
         if query.get(name):
             host[target] = query[name]
-    if ulimits := _json(query, "ulimits", list):
+    if ulimits := json_value(query, "ulimits", list):
         host["Ulimits"] = ulimits
     if query.get("extrahosts"):
         host["ExtraHosts"] = [each for value in query.getall("extrahosts") for each in value.split(",") if each]
@@ -115,21 +117,21 @@ def read_options(query: "MultiMapping[str]", logins: Mapping[str, Any]) -> Build
             if tag.digest:
                 raise InvalidParameter("build tag cannot contain a digest")
             tags.append(tag.with_default_tag())
-    quiet = _flag(query, "q")
+    quiet = flag(query, "q")
     return BuildOptions(
         dockerfile=query.get("dockerfile") or "Dockerfile",
         tags=tuple(dict.fromkeys(tags)),
         remote=query.get("remote", ""),
-        build_args={str(k): None if v is None else str(v) for k, v in _json(query, "buildargs", dict).items()},
-        labels={str(k): str(v) for k, v in _json(query, "labels", dict).items()},
+        build_args={str(k): None if v is None else str(v) for k, v in json_value(query, "buildargs", dict).items()},
+        labels={str(k): str(v) for k, v in json_value(query, "labels", dict).items()},
         target=query.get("target", ""),
-        no_cache=_flag(query, "nocache"),
-        pull=_flag(query, "pull"),
+        no_cache=flag(query, "nocache"),
+        pull=flag(query, "pull"),
         quiet=quiet,
-        remove=_flag(query, "rm", True),
-        force_remove=_flag(query, "forcerm"),
+        remove=flag(query, "rm", True),
+        force_remove=flag(query, "forcerm"),
         platform=platforms.parse(query["platform"]) if query.get("platform") else None,
-        cache_from=tuple(str(each) for each in _json(query, "cachefrom", list)),
+        cache_from=tuple(str(each) for each in json_value(query, "cachefrom", list)),
         host=host,
         logins={str(key): Credentials.of(value) for key, value in logins.items() if isinstance(value, dict)},
     )
