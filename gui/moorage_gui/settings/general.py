@@ -71,6 +71,8 @@ class GeneralPage(Page):
         form.addRow(label("CPUs"), self.cpus)
         form.addRow(label("Memory"), self.memory)
         form.addRow(label("Disk"), self.disk)
+        grows = "The disk grows as it is filled, up to this size. It can be made larger, never smaller."
+        form.addRow("", label(grows, "muted", wrap=True))
         self.saved_start = QCheckBox("Where booting is slow, save the machine once (200 MB) and start from that")
         self.saved_start.setAccessibleName("Start from a saved state")
         form.addRow(label("Start"), self.saved_start)
@@ -83,13 +85,6 @@ class GeneralPage(Page):
         form.addRow(label("Runs on"), self.host)
         card.column.addWidget(label("Resources", "heading"))
         card.column.addLayout(form)
-        card.column.addWidget(
-            label(
-                "The disk grows as it is filled, up to this size. It can be made larger, never smaller.",
-                "muted",
-                wrap=True,
-            )
-        )
         self.column.addWidget(card)
         about = Card()
         about.column.addWidget(label("Machine", "heading"))
