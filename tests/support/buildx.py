@@ -1,15 +1,13 @@
 """Debian's buildx plugin, unpacked but not installed, and a stand-in for the image of BuildKit that it works with."""
 
 import re
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
+
+from tests.support.packages import unpacked
 
 IMAGE = "moby/buildkit:buildx-stable-1"
 
 SUITE = "trixie"
-TOOLS = Path(__file__).parents[2] / ".cache" / "tools"
 
 _BUILDKITD = """#!/bin/sh
 echo "$@" > /var/lib/buildkit/arguments
@@ -28,22 +26,8 @@ exec cat > /dev/null
 
 def plugin() -> Path:
     """Return the plugin's file; Debian's package is unpacked on first use (about 80 MB)."""
-    root = TOOLS / "buildx-root"
-    found = root / "usr/libexec/docker/cli-plugins/docker-buildx"
-    if not found.exists():
-        TOOLS.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=TOOLS, prefix="buildx-"))
-        try:
-            fetch = ["mmdebstrap", "--mode=chrootless", "--variant=extract", "--format=directory"]
-            fetch += ["--aptopt=APT::Install-Recommends false", "--include=docker-buildx", SUITE, str(work / "root")]
-            done = subprocess.run(fetch, capture_output=True, text=True, timeout=240, check=False)
-            if done.returncode != 0:
-                raise AssertionError(f"cannot unpack docker-buildx of Debian {SUITE}: {done.stderr[-2000:]}")
-            shutil.rmtree(root, ignore_errors=True)
-            (work / "root").rename(root)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return found
+    name = "usr/libexec/docker/cli-plugins/docker-buildx"
+    return unpacked("buildx-root", SUITE, "docker-buildx", name) / name
 
 
 def write_context(folder: Path) -> None:

@@ -4,7 +4,6 @@ The packages are unpacked once into ``.cache/tools`` of the checkout with mmdebs
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from tests.support.moored import DEADLINE, Sandbox, wait_for
 from tests.support.openapi import Api
+from tests.support.packages import unpacked
 
 PACKAGES = "docker.io,containerd,runc,iptables,docker-cli,docker-compose"
 SUITE = "trixie"
@@ -32,19 +32,11 @@ signal.pause()
 
 def tools_root() -> Path:
     """Return the folder with the unpacked packages, made on first use (about 350 MB)."""
-    root = Path(__file__).parents[2] / ".cache" / "tools" / "dockerd-root"
-    if (root / "usr/sbin/iptables").exists():
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(root, ignore_errors=True)
-    done = subprocess.run(
-        ["mmdebstrap", "--variant=extract", f"--include={PACKAGES}", SUITE, str(root)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise AssertionError(f"cannot unpack {PACKAGES} of Debian {SUITE}: {done.stderr[-2000:]}")
+    return unpacked("dockerd-root", SUITE, PACKAGES, "usr/sbin/iptables", _complete)
+
+
+def _complete(root: Path) -> None:
+    """Add what installing would have."""
     for name in ("bin", "sbin", "lib", "lib64"):
         if not (root / name).exists():
             (root / name).symlink_to(f"usr/{name}")
@@ -54,7 +46,6 @@ def tools_root() -> Path:
         link = root / "usr/sbin" / name
         if not link.exists():
             link.symlink_to("xtables-nft-multi")
-    return root
 
 
 @dataclass

@@ -6,12 +6,11 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-TOOLS = Path(__file__).parents[2] / ".cache" / "tools"
+from tests.support.packages import unpacked
 
 CONFIG = """\
 ListenAddress 127.0.0.1
@@ -26,25 +25,11 @@ AllowStreamLocalForwarding yes
 """
 
 
-def unpacked() -> Path:
+def packages_root() -> Path:
     """Return the root with the package of this system's own release, unpacked on first use (about 120 MB)."""
-    root = TOOLS / "sshd-root"
-    if not (root / "usr/sbin/sshd").exists():
-        TOOLS.mkdir(parents=True, exist_ok=True)
-        release = re.search(r'^VERSION_CODENAME="?(\w+)', Path("/etc/os-release").read_text(), re.MULTILINE)
-        assert release is not None, "/etc/os-release names no release"
-        work = Path(tempfile.mkdtemp(dir=TOOLS, prefix="sshd-"))
-        try:
-            fetch = ["mmdebstrap", "--mode=chrootless", "--variant=extract", "--format=directory"]
-            fetch += ["--aptopt=APT::Install-Recommends false", "--include=openssh-server"]
-            fetch += [release.group(1), str(work / "root")]
-            done = subprocess.run(fetch, capture_output=True, text=True, timeout=240, check=False)
-            assert done.returncode == 0, f"cannot unpack openssh-server of {release.group(1)}: {done.stderr[-2000:]}"
-            shutil.rmtree(root, ignore_errors=True)
-            (work / "root").rename(root)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return root
+    release = re.search(r'^VERSION_CODENAME="?(\w+)', Path("/etc/os-release").read_text(), re.MULTILINE)
+    assert release is not None, "/etc/os-release names no release"
+    return unpacked("sshd-root", release.group(1), "openssh-server", "usr/sbin/sshd")
 
 
 def libraries(folder: Path, *programs: Path) -> Path:
@@ -53,8 +38,8 @@ def libraries(folder: Path, *programs: Path) -> Path:
     for program in programs:
         told = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
         for name in re.findall(r"(\S+) => not found", told):
-            (found,) = {path.resolve() for path in unpacked().glob(f"usr/lib/*/{name}")} or {
-                path.resolve() for path in unpacked().glob(f"lib/*/{name}")
+            (found,) = {path.resolve() for path in packages_root().glob(f"usr/lib/*/{name}")} or {
+                path.resolve() for path in packages_root().glob(f"lib/*/{name}")
             }
             (folder / name).symlink_to(found)
     return folder
@@ -69,7 +54,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def sshd(folder: Path, port: int, be_user: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """sshd on 127.0.0.1, from when it listens. `folder` has its `host` key and the `authorized` ones; `be_user` is put before the command."""
-    root = unpacked()
+    root = packages_root()
     (folder / "config").write_text(CONFIG.format(port=port, folder=folder))
     (folder / "config").chmod(0o644)
     command = [str(root / "usr/sbin/sshd"), "-D", "-e", "-f", str(folder / "config")]
