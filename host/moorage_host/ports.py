@@ -86,11 +86,15 @@ class PortForwards:
                 with contextlib.closing(docker.APIClient(base_url=self._base, version="1.44", timeout=60)) as client:
                     self._client = client
                     events = client.events(decode=True, filters={"type": ["container"], "event": list(ACTIONS)})
-                    self.bring_in_line(client.containers())
-                    for _event in events:
-                        if self._closed.is_set():
-                            break
+                    try:
                         self.bring_in_line(client.containers())
+                        for _event in events:
+                            if self._closed.is_set():
+                                break
+                            self.bring_in_line(client.containers())
+                    finally:
+                        with contextlib.suppress(OSError, AttributeError):  # of a connection that has ended already
+                            events.close()
             except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
                 logger.debug("published ports: %s", error)
             self._closed.wait(1)
