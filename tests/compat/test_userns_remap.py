@@ -203,7 +203,7 @@ def test_builds_give_files_to_whom_they_should(moored: Moored) -> None:
     (context / "f").write_text("x")
     (context / "Dockerfile").write_text(
         "FROM busybox\n"
-        "COPY f /new/f1\nCOPY --chown=7:8 f /f2\nRUN touch /r && chown 9:10 /r\nWORKDIR /work/dir\n"
+        "COPY f /new/f1\nCOPY --chown=7:8 f /f2\nRUN touch /r && chown 9:10 /r\nWORKDIR /app/dir\n"
         "RUN mkdir /vol && chown 11:12 /vol && touch /vol/x && chown 13:14 /vol/x\nVOLUME /vol\n"
         "FROM busybox\nCOPY --from=0 /r /f2 /g/\n"
         "RUN stat -c %u:%g /g /g/r /g/f2 > /seen\n"
@@ -212,7 +212,7 @@ def test_builds_give_files_to_whom_they_should(moored: Moored) -> None:
     moored.docker("build", "-q", "-t", "second", str(context))
     assert moored.docker("run", "--rm", "second", "cat", "/seen").split() == ["0:0", "9:10", "7:8"]
     first = moored.docker("images", "-q", "--filter", "dangling=true").split()[0]
-    ask = "stat -c %u:%g /new /new/f1 /f2 /r /work /work/dir /vol /vol/x"
+    ask = "stat -c %u:%g /new /new/f1 /f2 /r /app /app/dir /vol /vol/x"
     seen = moored.docker("run", "--rm", first, "sh", "-c", ask).split()
     assert seen == ["0:0", "0:0", "7:8", "9:10", "0:0", "0:0", "11:12", "13:14"]
 
@@ -221,12 +221,12 @@ def test_builds_with_buildkit_give_files_to_whom_they_should(moored: Moored, tmp
     (tmp_path / "f").write_text("x")
     (tmp_path / "secret").write_text("word")
     (tmp_path / "Dockerfile").write_text(
-        "FROM busybox AS first\nWORKDIR /work/dir\nCOPY --chown=7:8 f /f2\nRUN touch /r && chown 9:10 /r\n"
+        "FROM busybox AS first\nWORKDIR /app/dir\nCOPY --chown=7:8 f /f2\nRUN touch /r && chown 9:10 /r\n"
         "FROM busybox\nCOPY --from=first /r /f2 /g/\n"
         "RUN --mount=type=secret,id=word,uid=11,gid=12 --mount=type=cache,target=/cache,uid=13 "
         "--mount=type=bind,from=first,target=/first --mount=type=bind,target=/context,rw --mount=type=tmpfs,target=/t "
         "touch /cache/x /t/x /context/x && cat /run/secrets/word > /seen && "
-        "stat -c %u:%g /g /g/r /g/f2 /run/secrets/word /cache /first/r /first/work /context /context/f /t >> /seen\n"
+        "stat -c %u:%g /g /g/r /g/f2 /run/secrets/word /cache /first/r /first/app /context /context/f /t >> /seen\n"
         "RUN <<END\nid -u >> /seen\nEND\n"
     )
     buildx.install(moored.docker_config)

@@ -72,11 +72,11 @@ def test_a_frontend_from_a_registry_is_refused() -> None:
 
 def mount(text: str) -> Mount:
     (found,) = statements(f"RUN --mount={text} x")
-    return read_mount(found, found.values("mount")[0], lambda word: word.replace("$A", "a"), "/work")
+    return read_mount(found, found.values("mount")[0], lambda word: word.replace("$A", "a"), "/app")
 
 
 def test_mounts_are_read() -> None:
-    assert mount("target=b") == Mount("bind", "/work/b")
+    assert mount("target=b") == Mount("bind", "/app/b")
     assert mount("type=cache,dst=/c/$A,sharing=locked,mode=0700,uid=3") == Mount(
         "cache", "/c/a", writable=True, id="/c/a", sharing="locked", mode=0o700, uid=3
     )
