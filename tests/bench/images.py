@@ -131,16 +131,21 @@ def pulls() -> list[Result]:
     return [Result("pull_200mb_loopback", *numbers, "s", RUNS, "docker pull -q 127.0.0.1:PORT/big:1", AIM)]
 
 
+def _write_context(folder: Path) -> None:
+    """Write the files that `_STEPS` copies, and these steps."""
+    (folder / "tree").mkdir()
+    for number in range(50):
+        (folder / "tree" / str(number)).write_text(f"{number}\n" * 100)
+    (folder / "file").write_text("file")
+    (folder / "Dockerfile").write_text(_STEPS)
+
+
 @bench("build_10_cold", "build_10_cached")
 def builds() -> list[Result]:
     """docker build of a Dockerfile with ten instructions after FROM."""
     with both() as pair, tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)
-        (folder / "tree").mkdir()
-        for number in range(50):
-            (folder / "tree" / str(number)).write_text(f"{number}\n" * 100)
-        (folder / "file").write_text("file")
-        (folder / "Dockerfile").write_text(_STEPS)
+        _write_context(folder)
         dockers = (pair.ours.docker, pair.peer.docker)
         cold = [lambda d=docker: d("build", "-q", "--no-cache", "-t", "made", str(folder)) for docker in dockers]
         cached_ = [lambda d=docker: d("build", "-q", "-t", "made", str(folder)) for docker in dockers]
@@ -159,11 +164,7 @@ def builds_of_buildx() -> list[Result]:
     """The same Dockerfile by docker buildx, against dockerd's own BuildKit."""
     with both() as pair, tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)
-        (folder / "tree").mkdir()
-        for number in range(50):
-            (folder / "tree" / str(number)).write_text(f"{number}\n" * 100)
-        (folder / "file").write_text("file")
-        (folder / "Dockerfile").write_text(_STEPS)
+        _write_context(folder)
         buildx.install(pair.ours.docker_config)
         buildx.install(pair.peer.base / "docker-config")
         dockers = (pair.ours.docker, pair.peer.docker)

@@ -6,35 +6,20 @@ import json
 import os
 import signal
 from asyncio import Task
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.engines import build_engine
 from tests.support.shims import Harness, until
-from tests.support.supervised import AgentRefused, Supervised, ping, supervised
+from tests.support.supervised import AgentRefused, Supervised, ping
 
 pytestmark = pytest.mark.root
 
 NEW = "26.11.7"
 
 Record = dict[str, int]
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Supervised]:
-    async with supervised() as guest:
-        yield guest
-
-
-@pytest.fixture
-async def harness(guest: Supervised) -> AsyncIterator[Harness]:
-    await guest.running()
-    harness = await guest.harness()
-    yield harness
-    await harness.end_containers()
-    await harness.agent.close()
 
 
 def engines(guest: Supervised) -> Path:

@@ -1,32 +1,16 @@
 """Changing the engine under running containers, with built engines of this tree."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.engines import build_engine
 from tests.support.shims import Harness, until
-from tests.support.supervised import AgentRefused, Host, Supervised, ping, socket_inode, supervised
+from tests.support.supervised import AgentRefused, Host, Supervised, ping, socket_inode
 
 pytestmark = pytest.mark.root
 
 _BROKEN_DAEMON = "import sys\n\ndef main(argv):\n    sys.stderr.write('this engine is broken\\n')\n    return 1\n"
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Supervised]:
-    async with supervised() as guest:
-        yield guest
-
-
-@pytest.fixture
-async def harness(guest: Supervised) -> AsyncIterator[Harness]:
-    await guest.running()
-    harness = await guest.harness()
-    yield harness
-    await harness.end_containers()
-    await harness.agent.close()
 
 
 async def connect_when_switched(guest: Supervised, version: str, since: float) -> Host:

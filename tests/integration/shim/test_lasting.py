@@ -2,19 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.supervised import Supervised, supervised
+from tests.support.supervised import Supervised
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Supervised]:
-    async with supervised() as guest:
-        yield guest
 
 
 class Events:

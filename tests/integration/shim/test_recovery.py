@@ -4,7 +4,6 @@ import asyncio
 import functools
 import json
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from tests.support.shims import end_process, until
 from tests.support.supervised import Supervised, ping, socket_inode, supervised
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Supervised]:
-    async with supervised() as guest:
-        yield guest
 
 
 def recorded(guest: Supervised, name: str) -> int:

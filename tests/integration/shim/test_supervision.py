@@ -1,20 +1,13 @@
 """The supervising agent with the real daemon: restarts, recovery, daemon.json."""
 
 import signal
-from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.support.shims import until
-from tests.support.supervised import Supervised, ping, socket_inode, supervised
+from tests.support.supervised import Supervised, ping, socket_inode
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Supervised]:
-    async with supervised() as guest:
-        yield guest
 
 
 async def test_daemon_is_back_after_sigkill_and_connections_wait_for_it(guest: Supervised) -> None:

@@ -7,15 +7,9 @@ import pytest
 from moorage_guest.engine.shims import ContainerExited
 
 from tests.support.shims import Harness, close_pipes, until
-from tests.support.supervised import AgentRefused, Host, Supervised, supervised
+from tests.support.supervised import AgentRefused, Host, Supervised
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Supervised]:
-    async with supervised() as guest:
-        yield guest
 
 
 @pytest.fixture
