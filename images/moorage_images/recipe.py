@@ -28,6 +28,7 @@ _ARCH_KEYS = {
     "compress_kernel",
     "console",
     "elf_machine",
+    "emulator",
     "format",
     "kernel_package",
     "loader",
@@ -63,6 +64,7 @@ class Recipe:
     drop_packages: frozenset[str]
     drop_files: tuple[str, ...]
     keep_files: tuple[str, ...]
+    emulator: str
     modules: Modules
     applets: tuple[str, ...]
     cmdline: tuple[str, ...]
@@ -96,13 +98,15 @@ def load(arch: str, folder: Path = RECIPES) -> Recipe:
         for name in machine["modules"]:
             modules[name] += tuple(_strings(machine["modules"], name))
         console = str(machine["console"])
+        emulator = str(machine["emulator"])
         return Recipe(
             arch=arch,
             suite=str(guest["suite"]),
             include=(str(machine["kernel_package"]), *_strings(guest["packages"], "include")),
             drop_packages=frozenset(_strings(guest["packages"], "drop")),
             drop_files=tuple(_strings(guest["files"], "drop")),
-            keep_files=tuple(_strings(guest["files"], "keep")),
+            keep_files=(*_strings(guest["files"], "keep"), f"usr/bin/{emulator}"),
+            emulator=f"usr/bin/{emulator}",
             modules=Modules(**modules),
             applets=tuple(_strings(guest["busybox"], "applets")),
             cmdline=(*_strings(guest["kernel"], "cmdline"), *_strings(machine, "cmdline"), f"console={console}"),

@@ -117,7 +117,7 @@ def check(recipe: Recipe, root: Path) -> None:
         raise ImageError(
             "libraries are missing in the image: " + "; ".join(lines), hint="correct the recipe's drop lists"
         )
-    for name in ("usr/bin/busybox", "usr/bin/crun", "usr/sbin/sshd", recipe.loader):
+    for name in ("usr/bin/busybox", "usr/bin/crun", "usr/sbin/sshd", recipe.emulator, recipe.loader):
         path = root / name
         if not path.is_file():
             raise ImageError(f"{name} is missing in the image", hint="correct the recipe")

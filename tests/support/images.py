@@ -89,11 +89,14 @@ def docker_archive(
     return layer_tar(files)
 
 
-def busybox_layer() -> bytes:
-    """Return a layer with Debian's static busybox, a link for every applet, and the files a small system has."""
+def busybox_layer(program: Path = BUSYBOX) -> bytes:
+    """Return a layer with Debian's static busybox, a link for every applet, and the files a small system has.
+
+    ``program`` may be the busybox of another architecture.
+    """
     applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True, timeout=60).stdout.split()
     binary = tarfile.TarInfo("bin/busybox")
-    data = BUSYBOX.read_bytes()
+    data = program.read_bytes()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
 

@@ -11,12 +11,17 @@ TOOLS = Path(__file__).parents[2] / ".cache" / "tools"
 
 
 def unpacked(
-    name: str, suite: str, packages: str, proof: str, finish: Callable[[Path], None] = lambda root: None
+    name: str,
+    suite: str,
+    packages: str,
+    proof: str,
+    finish: Callable[[Path], None] = lambda root: None,
+    architecture: str | None = None,
 ) -> Path:
     """Return the folder with packages (names with commas between) and what they need, made on first use; takes minutes then.
 
     ``proof`` is a file in it by which a finished one is known; ``finish`` gets the folder before anyone else does. Processes that
-    ask at the same time wait for the one that unpacks. Raises AssertionError with mmdebstrap's words.
+    ask at the same time wait for the one that unpacks. They are the machine's own unless a Debian architecture is named. Raises AssertionError with mmdebstrap's words.
     """
     root = TOOLS / name
     if (root / proof).exists():
@@ -30,6 +35,8 @@ def unpacked(
         try:
             fetch = ["mmdebstrap", "--mode=chrootless", "--variant=extract", "--format=directory"]
             fetch += ["--aptopt=APT::Install-Recommends false", f"--include={packages}", suite, str(work / "root")]
+            if architecture is not None:
+                fetch.insert(1, f"--architectures={architecture}")
             done = subprocess.run(fetch, capture_output=True, text=True, timeout=280, check=False)
             assert done.returncode == 0, f"cannot unpack {packages} of Debian {suite}: {done.stderr[-2000:]}"
             finish(work / "root")

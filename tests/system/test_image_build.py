@@ -62,6 +62,7 @@ def test_image_for_a_foreign_architecture_is_built_without_running_any_of_it(
         ["unsquashfs", "-lls", str(tmp_path / "image/root.squashfs")], capture_output=True, text=True, check=True
     ).stdout
     assert "/usr/lib/ld-linux-aarch64.so.1" in listing
+    assert "/usr/bin/qemu-x86_64\n" in listing and "/usr/bin/qemu-aarch64" not in listing
     assert "/opt/moorage/lib/moorage_guest/__pycache__/__init__.cpython-313.pyc" in listing
     assert {line.split()[1] for line in listing.splitlines() if line.startswith(("-", "d", "l"))} == {"root/root"}
 

@@ -58,6 +58,14 @@ def test_keep_is_an_exception_from_drop() -> None:
     assert not loaded.dropped("usr/bin/crun")
 
 
+@pytest.mark.parametrize(("arch", "emulator"), [("amd64", "qemu-aarch64"), ("arm64", "qemu-x86_64")])
+def test_only_the_emulator_of_the_other_architecture_is_kept(arch: str, emulator: str) -> None:
+    loaded = recipe.load(arch)
+    names = [f"usr/bin/{name}" for name in ("qemu-aarch64", "qemu-x86_64", "qemu-arm", "qemu-aarch64_be")]
+    assert [name for name in names if not loaded.dropped(name)] == [loaded.emulator] == [f"usr/bin/{emulator}"]
+    assert emulator in (recipe.RECIPES / "root/usr/lib/moorage/emulation").read_text()
+
+
 def test_shell_scripts_of_the_guest_are_executable() -> None:
     for path in recipe.RECIPES.rglob("*"):
         if path.is_file() and path.read_bytes()[:2] == b"#!":

@@ -55,10 +55,10 @@ def version() -> BuildkitVersion:
 
 def worker(worker_id: str, host_gateway: str) -> WorkerRecord:
     """Return the one worker there is: the engine. ``host_gateway`` is what clients write for ``host-gateway``."""
-    here = platforms.this_platform()
+    runnable = platforms.runnable_platforms()
     return WorkerRecord(
         id=worker_id,
         labels={"org.mobyproject.buildkit.worker.moby.host-gateway-ip": host_gateway} if host_gateway else {},
-        platforms=[Platform(architecture=here.architecture, os=here.os, variant=here.variant)],
+        platforms=[Platform(architecture=each.architecture, os=each.os, variant=each.variant) for each in runnable],
         buildkit_version=version(),
     )

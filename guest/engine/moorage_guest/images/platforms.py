@@ -5,6 +5,7 @@ import platform as host
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moorage_guest.errors import InvalidParameter
@@ -24,6 +25,11 @@ _ARCHITECTURES = frozenset(
 )  # fmt: skip
 _COMPONENT = "^[A-Za-z0-9_.-]+$"
 _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "i386": "386"}
+
+
+#: What the kernel hands to an emulator (binfmt_misc): a file for each format, by qemu-user's names.
+_FORMATS = Path("/proc/sys/fs/binfmt_misc")
+_EMULATORS = {"qemu-x86_64": "amd64", "qemu-aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,13 @@ def _variant(architecture: str, variant: str) -> str:
 def this_platform() -> Platform:
     """The platform of the machine this runs on."""
     return Platform("linux", oci_architecture(), "v7" if host.machine() == "armv7l" else "")
+
+
+def runnable_platforms() -> list[Platform]:
+    """This machine's platform, then those whose programs the kernel hands to an emulator now."""
+    here = this_platform()
+    emulated = (Platform("linux", name) for format, name in _EMULATORS.items() if (_FORMATS / format).exists())
+    return [here, *(platform for platform in emulated if platform.architecture != here.architecture)]
 
 
 def parse(text: str) -> Platform:
